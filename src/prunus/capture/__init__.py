@@ -1,0 +1,8 @@
+"""Capture: a model and example inputs become one graph with every parameter as a value in it."""
+
+from prunus.capture.captured import Captured
+from prunus.capture.hashing import architecture_hash
+from prunus.capture.sizes import concrete, size_of
+from prunus.capture.source import capture
+
+__all__ = ["Captured", "architecture_hash", "capture", "concrete", "size_of"]

@@ -1,0 +1,186 @@
+"""From an exported program to `Captured`: names, ties, and the graph's final form."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from prunus.capture.captured import Captured
+from prunus.capture.inline import clean_graph
+from prunus.capture.sizes import concrete
+from prunus.errors import CaptureError
+from prunus.inputs import Inputs
+
+__all__ = ["captured_from"]
+
+_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+
+
+def captured_from(
+    program: ExportedProgram, model: nn.Module | None, example: Inputs, run_inputs: Inputs
+) -> Captured:
+    """Bring an exported program into the form that later stages read; changes the program's graph.
+
+    Raises:
+        CaptureError: If the program holds something that is neither a tensor nor a plain constant, or if the
+            size of some value depends on the data.
+    """
+    graph = program.graph
+    placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    own = _own_tensors(model) if model is not None else dict(program.state_dict)
+    tensors, names, kinds = {}, {}, {}
+    inputs: list[str] = []
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(name)
+        elif spec.kind in _KINDS and spec.target is not None:
+            tensors[name] = _tensor_of(spec.target, own, program)
+            names[name] = spec.target
+            kinds[name] = _KINDS[spec.kind]
+        else:
+            raise CaptureError(
+                f"The model hands {spec.target or name} ({spec.kind.name.lower().replace('_', ' ')}) to its operators, "
+                "which prunus cannot follow. Capture a submodule that does without it."
+            )
+    _write_mutations(program, graph, placeholders)
+    clean_graph(graph)
+    _merge_ties(graph, placeholders, tensors, names, kinds, own)
+    _name_constants(names, kinds, own)
+    _require_known_sizes(graph)
+    return Captured(
+        graph=graph,
+        tensors=tensors,
+        names=names,
+        kinds=kinds,
+        aliases=_aliases(names, tensors, own),
+        inputs=tuple(inputs),
+        in_spec=_spec(program.call_spec.in_spec),
+        out_spec=_spec(program.call_spec.out_spec),
+        example=example,
+        run_inputs=run_inputs,
+        batch=_dynamic_batch(inputs, placeholders),
+        model=model,
+    )
+
+
+def _spec(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:
+    if spec is None:
+        raise CaptureError("The exported program does not say how its inputs are called; export it again.")
+    return spec
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers under all of their names, persistent or not."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _tensor_of(target: str, own: dict[str, Tensor], program: ExportedProgram) -> Tensor:
+    tensor = own.get(target)
+    if tensor is None:
+        tensor = program.constants.get(target)
+    if not isinstance(tensor, Tensor):
+        raise CaptureError(f"The exported program refers to a tensor {target!r} that it does not hold.")
+    return tensor
+
+
+def _merge_ties(
+    graph: fx.Graph,
+    placeholders: dict[str, fx.Node],
+    tensors: dict[str, Tensor],
+    names: dict[str, str],
+    kinds: dict[str, str],
+    own: dict[str, Tensor],
+) -> None:
+    """Leave one placeholder per tensor: the one of its first name in the model."""
+    order = {name: i for i, name in enumerate(own)}
+    ranked = sorted(tensors, key=lambda name: order.get(names[name], len(order)))
+    first: dict[int, str] = {}
+    for name in ranked:
+        kept = first.setdefault(id(tensors[name]), name)
+        if kept != name:
+            placeholders[name].replace_all_uses_with(placeholders[kept])
+            graph.erase_node(placeholders.pop(name))
+            del tensors[name], names[name], kinds[name]
+
+
+def _aliases(names: dict[str, str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    by_tensor: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        by_tensor.setdefault(id(tensor), []).append(name)
+    aliases = {}
+    for placeholder, name in names.items():
+        others = tuple(other for other in by_tensor.get(id(tensors[placeholder]), ()) if other != name)
+        if others:
+            aliases[name] = others
+    return aliases
+
+
+def _name_constants(names: dict[str, str], kinds: dict[str, str], own: dict[str, Tensor]) -> None:
+    taken = set(own) | {name for placeholder, name in names.items() if kinds[placeholder] != "constant"}
+    for placeholder, kind in kinds.items():
+        if kind == "constant":
+            name = base = names[placeholder]
+            count = 0
+            while name in taken:
+                count += 1
+                name = f"{base}_{count}"
+            names[placeholder] = name
+            taken.add(name)
+
+
+def _write_mutations(program: ExportedProgram, graph: fx.Graph, placeholders: dict[str, fx.Node]) -> None:
+    """Turn the extra outputs of a functionalised program back into writes, so that outputs are the user's only."""
+    output = graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    wanted: list[Any] = []
+    names = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs if spec.target}
+    with graph.inserting_before(output):
+        for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+            if spec.kind == OutputKind.USER_OUTPUT:
+                wanted.append(result)
+            elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+                target = placeholders[names.get(spec.target, str(spec.target))]
+                write = graph.call_function(torch.ops.aten.copy_.default, (target, result))
+                write.meta["val"] = target.meta.get("val")
+            else:
+                raise CaptureError(
+                    f"The exported program has an output of kind {spec.kind.name}, which is neither a result nor a "
+                    "changed buffer. Export the model for inference."
+                )
+    output.args = (tuple(wanted),)
+
+
+def _require_known_sizes(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor):
+                _require_known(node, list(value.shape))
+            elif isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+                _require_known(node, value)
+
+
+def _require_known(node: fx.Node, value: Any) -> None:
+    try:
+        concrete(value)
+    except CaptureError as error:
+        raise CaptureError(f"{node.name} ({node.target}): {error}") from None
+
+
+def _dynamic_batch(inputs: list[str], placeholders: dict[str, fx.Node]) -> int | None:
+    """Hint of dim 0 of the first tensor among the inputs, when that dim is symbolic."""
+    for name in inputs:
+        value = placeholders[name].meta.get("val")
+        if isinstance(value, Tensor) and value.dim():
+            return concrete(value.shape[0]) if isinstance(value.shape[0], torch.SymInt) else None
+    return None
