@@ -44,11 +44,12 @@ def as_inputs(example_inputs: Any) -> Inputs:
         strange = [key for key in example_inputs if not isinstance(key, str)]
         if strange:
             raise ConfigError(
-                f"example_inputs is a mapping with keys that are not strings ({strange[0]!r}), so they cannot be "
-                "names of arguments. To pass a dictionary as the only argument, write ({...},)."
+                f"example_inputs is a mapping with keys that are not strings ({strange[0]!r}), so they "
+                "cannot be names of arguments. To pass a dictionary as the only argument, write "
+                "({...},)."
             )
         return Inputs((), dict(example_inputs))
     raise ConfigError(
-        f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple or list of positional "
-        "arguments, a dictionary of keyword arguments, or prunus.Inputs(args, kwargs)."
+        f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple or list of "
+        "positional arguments, a dictionary of keyword arguments, or prunus.Inputs(args, kwargs)."
     )

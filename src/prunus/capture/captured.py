@@ -17,17 +17,17 @@ __all__ = ["Captured"]
 class Captured:
     """A model as a graph of ATen calls in which parameters, buffers and constants are ordinary values.
 
-    The graph is not decomposed and not functionalised: convolutions, norms and attention are single calls, and
-    in-place operators stay in place.
+    The graph is not decomposed and not functionalised: convolutions, norms and attention are single calls,
+    and in-place operators stay in place.
 
     Attributes:
-        graph: Placeholders (one for each parameter, buffer, constant and leaf of the inputs), then calls, then
-            one output node whose ``args[0]`` is a flat tuple. ``node.meta`` keeps ``val`` (fake tensors),
-            ``nn_module_stack`` and ``stack_trace``. ``get_attr`` nodes occur only as the branches of control
-            flow operators (``cond`` and the like), which no later stage looks into.
+        graph: Placeholders (one for each parameter, buffer, constant and leaf of the inputs), then calls,
+            then one output node whose ``args[0]`` is a flat tuple. ``node.meta`` keeps ``val`` (fake
+            tensors), ``nn_module_stack`` and ``stack_trace``. ``get_attr`` nodes occur only as the branches
+            of control flow operators (``cond`` and the like), which no later stage looks into.
         tensors: Placeholder name -> the user's own tensor (not a copy).
-        names: Placeholder name -> qualified name in the model, such as ``layer1.0.conv1.weight``; constants get
-            a unique name of that form.
+        names: Placeholder name -> qualified name in the model, such as ``layer1.0.conv1.weight``; constants
+            get a unique name of that form.
         kinds: Placeholder name -> ``"parameter"``, ``"buffer"`` or ``"constant"``.
         aliases: Qualified name -> the other qualified names of the same tensor (tied weights).
         inputs: Placeholders of the inputs, one for each leaf of ``in_spec`` in its order. A leaf that is no
@@ -38,7 +38,10 @@ class Captured:
         run_inputs: The inputs that the graph was captured with: the example, with a batch of 1 repeated to 2.
         batch: Size of the dynamic batch in ``run_inputs``, or None when the graph holds for one batch size.
         static_reason: Why the batch is not dynamic; None when it is.
-        model: The user's model; None when the source was an exported program.
+        model: The user's model (what a wrapper such as ``DataParallel`` or ``torch.compile`` holds, not the
+            wrapper); None when the source was an exported program.
+        left_out: Outputs that torch cannot take apart, such as a cache of keys and values. The graph returns
+            None in their place.
     """
 
     graph: torch.fx.Graph
@@ -54,6 +57,7 @@ class Captured:
     batch: int | None
     model: nn.Module | None = None
     static_reason: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def with_(self, **changes: Any) -> "Captured":
         """Return a copy with some fields replaced."""

@@ -12,6 +12,7 @@ _FOREIGN = (
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
 )
+_LONGEST = 400
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -35,7 +36,7 @@ def place_in_model(error: BaseException) -> str | None:
 def first_line(error: BaseException) -> str:
     """Type and first line of an error's text."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'}"
 
 
 def _belongs_to_model(filename: str) -> bool:

@@ -12,9 +12,9 @@ __all__ = ["clean_graph"]
 def clean_graph(graph: fx.Graph) -> None:
     """Reduce an exported graph to the calls that compute something, in place.
 
-    Wrapper operators that only set a mode that does not change the numbers (``no_grad``, autocast switched off,
-    activation checkpointing) are replaced by their body. Run-time checks and calls without effect and without
-    users are dropped; placeholders always stay.
+    Wrapper operators that only set a mode that does not change the numbers (``no_grad``, autocast switched
+    off, activation checkpointing) are replaced by their body. Run-time checks and calls without effect and
+    without users are dropped; placeholders always stay.
     """
     while any(_inline(graph, node) for node in list(graph.nodes) if _is_transparent_wrapper(node)):
         pass
@@ -32,14 +32,22 @@ def _is_transparent_wrapper(node: fx.Node) -> bool:
         return False
     name = node.target.name()
     if name == "wrap_with_autocast":
-        # (device_type, dtype, enabled, cache_enabled, body, *operands); enabled autocast changes dtypes and stays
+        # (device_type, dtype, enabled, cache_enabled, body, *operands); switched on, it changes dtypes
         return node.args[2] is False
-    return name in ("wrap_with_set_grad_enabled", "tag_activation_checkpoint", "wrap", "hints_wrapper", "strict_mode")
+    return name in (
+        "wrap_with_set_grad_enabled",
+        "tag_activation_checkpoint",
+        "wrap",
+        "hints_wrapper",
+        "strict_mode",
+    )
 
 
 def _inline(graph: fx.Graph, call: fx.Node) -> bool:
     """Replace a wrapper call by the nodes of its body; False when it is not of the known form."""
-    at = next((i for i, arg in enumerate(call.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"), None)
+    at = next(
+        (i for i, arg in enumerate(call.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"), None
+    )
     owner = graph.owning_module
     if at is None or owner is None:
         return False
@@ -93,7 +101,12 @@ def _replace_result(graph: fx.Graph, call: fx.Node, result: Any) -> None:
         graph.erase_node(user)
 
 
-_CHECKS: tuple[str, ...] = ("_assert", "sym_constrain_range", "_functional_assert", "_functional_sym_constrain")
+_CHECKS: tuple[str, ...] = (
+    "_assert",
+    "sym_constrain_range",
+    "_functional_assert",
+    "_functional_sym_constrain",
+)
 
 
 def _is_check(node: fx.Node) -> bool:
@@ -118,4 +131,11 @@ def _is_pure(node: fx.Node) -> bool:
 
 def _is_sym_function(target: Callable[..., Any] | str) -> bool:
     module = getattr(target, "__module__", None)
-    return module in ("_operator", "operator", "math", "builtins", "torch", "torch.fx.experimental.symbolic_shapes")
+    return module in (
+        "_operator",
+        "operator",
+        "math",
+        "builtins",
+        "torch",
+        "torch.fx.experimental.symbolic_shapes",
+    )

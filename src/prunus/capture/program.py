@@ -9,8 +9,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunus.capture.captured import Captured
+from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
-from prunus.capture.sizes import concrete
+from prunus.capture.sizes import concrete, is_symbolic
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
@@ -34,8 +35,10 @@ def captured_from(
     """
     graph = program.graph
     placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
-    own = _own_tensors(model) if model is not None else dict(program.state_dict)
-    tensors, names, kinds = {}, {}, {}
+    own = _own_tensors(model) if model is not None else _unified(program.state_dict)
+    tensors: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     inputs: list[str] = []
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
@@ -47,14 +50,15 @@ def captured_from(
             kinds[name] = _KINDS[spec.kind]
         else:
             raise CaptureError(
-                f"The model hands {spec.target or name} ({spec.kind.name.lower().replace('_', ' ')}) to its operators, "
-                "which prunus cannot follow. Capture a submodule that does without it."
+                f"The model hands {spec.target or name} ({spec.kind.name.lower().replace('_', ' ')}) to its "
+                "operators, which prunus cannot follow. Capture a submodule that does without it."
             )
     _write_mutations(program, graph, placeholders)
     clean_graph(graph)
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
     _name_constants(names, kinds, own)
     _require_known_sizes(graph)
+    require_finite(placeholders, tensors, names, kinds)
     return Captured(
         graph=graph,
         tensors=tensors,
@@ -83,6 +87,18 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def _unified(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Use one object for tensors that share all their memory: loading makes one for each tied name."""
+    first: dict[Any, Tensor] = {}
+    unified = {}
+    for name, tensor in state.items():
+        key: Any = id(tensor)
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            key = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        unified[name] = first.setdefault(key, tensor)
+    return unified
 
 
 def _tensor_of(target: str, own: dict[str, Tensor], program: ExportedProgram) -> Tensor:
@@ -114,7 +130,9 @@ def _merge_ties(
             del tensors[name], names[name], kinds[name]
 
 
-def _aliases(names: dict[str, str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, tuple[str, ...]]:
+def _aliases(
+    names: dict[str, str], tensors: dict[str, Tensor], own: dict[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
     by_tensor: dict[int, list[str]] = {}
     for name, tensor in own.items():
         by_tensor.setdefault(id(tensor), []).append(name)
@@ -140,7 +158,7 @@ def _name_constants(names: dict[str, str], kinds: dict[str, str], own: dict[str,
 
 
 def _write_mutations(program: ExportedProgram, graph: fx.Graph, placeholders: dict[str, fx.Node]) -> None:
-    """Turn the extra outputs of a functionalised program back into writes, so that outputs are the user's only."""
+    """Turn the extra outputs of a functionalised program back into writes; the user's own outputs stay."""
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
     wanted: list[Any] = []
@@ -149,14 +167,18 @@ def _write_mutations(program: ExportedProgram, graph: fx.Graph, placeholders: di
         for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
             if spec.kind == OutputKind.USER_OUTPUT:
                 wanted.append(result)
-            elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-                target = placeholders[names.get(spec.target, str(spec.target))]
+            elif spec.kind in (
+                OutputKind.BUFFER_MUTATION,
+                OutputKind.PARAMETER_MUTATION,
+                OutputKind.USER_INPUT_MUTATION,
+            ):
+                target = placeholders[names.get(str(spec.target), str(spec.target))]
                 write = graph.call_function(torch.ops.aten.copy_.default, (target, result))
                 write.meta["val"] = target.meta.get("val")
             else:
                 raise CaptureError(
-                    f"The exported program has an output of kind {spec.kind.name}, which is neither a result nor a "
-                    "changed buffer. Export the model for inference."
+                    f"The exported program has an output of kind {spec.kind.name}, which is neither a "
+                    "result nor a changed buffer. Export the model for inference."
                 )
     output.args = (tuple(wanted),)
 
@@ -182,5 +204,5 @@ def _dynamic_batch(inputs: list[str], placeholders: dict[str, fx.Node]) -> int |
     for name in inputs:
         value = placeholders[name].meta.get("val")
         if isinstance(value, Tensor) and value.dim():
-            return concrete(value.shape[0]) if isinstance(value.shape[0], torch.SymInt) else None
+            return concrete(value.shape[0]) if is_symbolic(value.shape[0]) else None
     return None

@@ -7,7 +7,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.errors import CaptureError
 
-__all__ = ["concrete", "size_of"]
+__all__ = ["concrete", "is_symbolic", "size_of"]
 
 
 def concrete(value: Any) -> Any:
@@ -27,8 +27,15 @@ def size_of(node: torch.fx.Node) -> tuple[int, ...]:
     """
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
-        raise CaptureError(f"{node.name} ({node.target}) holds {type(value).__name__}, not a tensor: it has no size.")
+        raise CaptureError(
+            f"{node.name} ({node.target}) holds {type(value).__name__}, not a tensor: it has no size."
+        )
     return tuple(_concrete_leaf(size) for size in value.shape)
+
+
+def is_symbolic(size: int | torch.SymInt) -> bool:
+    """Whether a size is still free; torch.export also leaves symbols that it has fixed to one number."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def _concrete_leaf(value: Any) -> Any:
@@ -37,7 +44,7 @@ def _concrete_leaf(value: Any) -> Any:
     hint = value.node.hint
     if hint is None:
         raise CaptureError(
-            f"The size {value} depends on the data, so it is not known before the model runs. Capture a part of the "
-            "model that ends before this point, for example its backbone."
+            f"The size {value} depends on the data, so it is not known before the model runs. Capture a "
+            "part of the model that ends before this point, for example its backbone."
         )
     return hint
