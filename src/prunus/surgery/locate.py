@@ -1,0 +1,142 @@
+"""After a mismatch, and only then, for it is slow: find the first node of the cut graph that differs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from prunus.capture import Captured
+from prunus.inputs import Inputs
+from prunus.surgery.difference import relative_error
+from prunus.surgery.masks import Masks, kept_values
+from prunus.surgery.reference import Interpreter
+
+__all__ = ["first_difference", "place_of"]
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def place_of(node: fx.Node) -> str:
+    """Node, operator, module path and source line, for messages."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    files = [i for i, line in enumerate(trace) if line.startswith("File ")]
+    files = [i for i in files if _TORCH not in trace[i]] or files  # the user's own line, if there is one
+    module = f"module {paths[-1]!r}" if paths else "the model's own forward"
+    where = [f"node {node.name!r} ({node.target})", module]
+    if files:
+        where.append(": ".join(trace[files[-1] : files[-1] + 2]))
+    return ", ".join(where)
+
+
+def first_difference(
+    captured: Captured, masks: Masks, small: Captured, inputs: Inputs, dtype: torch.dtype, tolerance: float
+) -> str:
+    """Say where the cut graph first departs from the masked original.
+
+    Nodes are compared by name, the original's value restricted to the kept positions. Where that leaves
+    another number of elements than the cut graph has (a projection that was unpacked), or the same elements
+    in another order, the node tells nothing and the next one is looked at.
+
+    Args:
+        captured: The original network.
+        masks: What is kept of every node of it.
+        small: The cut network.
+        inputs: What both are run on.
+        dtype: Precision of the run.
+        tolerance: Largest relative error that is no difference.
+    """
+    search = _Search(captured, masks, small, inputs, dtype)
+    for name in small.tensors:
+        if name in captured.tensors:
+            found = search.compare(name, search.original.load(name), search.cut.load(name), tolerance)
+            if found:
+                what = f"{small.kinds.get(name, 'tensor')} {small.names.get(name, name)!r} (node {name!r})"
+                return f"The first thing that differs is the {what}: {found}."
+    for node, expected in search.original.steps():
+        if not isinstance(expected, Tensor) or not search.reach(node.name):
+            if search.failure:
+                return search.failure
+            continue
+        found = search.compare(node.name, expected, search.waiting.pop(node.name), tolerance)
+        if found:
+            return f"The first node that differs is {place_of(node)}: {found}."
+    if search.odd_size:
+        return f"No node of equal size differs; sizes were first other than expected at {search.odd_size}."
+    return (
+        "Node by node the cut graph equals the original, so the module that was built from it does not do "
+        "what the graph says."
+    )
+
+
+@dataclass
+class _Search:
+    """Both graphs in step: the cut one is run as far as the node that the original has reached."""
+
+    captured: Captured
+    masks: Masks
+    small: Captured
+    inputs: Inputs
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.original = Interpreter(self.captured, self.inputs, self.dtype, self.masks)
+        self.cut = Interpreter(self.small, self.inputs, self.dtype)
+        self.waiting: dict[str, Tensor] = {}
+        self.failure = ""
+        self.odd_size = ""
+        self._names = {node.name: node for node in self.small.graph.nodes if node.op == "call_function"}
+        self._shared = {node.name for node in self.captured.graph.nodes} & self._names.keys()
+        self._steps = self.cut.steps()
+        self._done: set[str] = set()
+
+    def reach(self, name: str) -> bool:
+        """Run the cut graph until it has made the node; False if it has none or fails on the way."""
+        if name not in self._shared:
+            return False
+        while name not in self._done and not self.failure:
+            try:
+                node, value = next(self._steps)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - whatever a broken graph raises is what was looked for
+                self._fail(error)
+                break
+            self._done.add(node.name)
+            if node.name in self._shared and isinstance(value, Tensor):
+                # what waits may be written to before its turn comes
+                self.waiting[node.name] = value if node.name == name else value.clone()
+        return name in self.waiting
+
+    def _fail(self, error: Exception) -> None:
+        node = next(n for n in self._names.values() if n.name not in self._done)
+        shapes = ", ".join(f"{n.name} {_shape(n)}" for n in node.all_input_nodes)
+        place = f"{place_of(node)}, operands {shapes}"
+        self.failure = f"The cut graph fails at {place}: {type(error).__name__}: {error}"
+
+    def compare(self, name: str, expected: Tensor, actual: Tensor, tolerance: float) -> str:
+        """What differs, or nothing."""
+        if not expected.is_floating_point() and not expected.is_complex():
+            return ""  # indices and sizes change with what is cut
+        kept = kept_values(expected, self.masks.of(name), tuple(actual.shape))
+        if kept is None:
+            shapes = f"{tuple(expected.shape)} against {tuple(actual.shape)}"
+            self.odd_size = self.odd_size or f"{name!r}, {shapes}"
+            return ""
+        error = relative_error(kept, actual)
+        if error <= tolerance or _same_in_other_order(kept, actual, tolerance):
+            return ""
+        return f"relative error {error:.3g}; original {tuple(expected.shape)}, cut {tuple(actual.shape)}"
+
+
+def _same_in_other_order(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
+    if expected.is_complex():
+        return False
+    return relative_error(expected.flatten().sort().values, actual.flatten().sort().values) <= tolerance
+
+
+def _shape(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else "(no tensor)"

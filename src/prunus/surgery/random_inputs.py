@@ -1,0 +1,40 @@
+"""Random inputs of the form of the example."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunus.capture import Captured
+from prunus.inputs import Inputs
+
+__all__ = ["random_inputs"]
+
+
+def random_inputs(captured: Captured, seed: int) -> Inputs:
+    """Inputs like ``captured.run_inputs``, with random numbers.
+
+    Floating point tensors become normally distributed at the example's scale (its root mean square; 1 if that
+    is zero). Integers and booleans keep the example's values, which are valid indices and masks, and so do
+    floating point tensors of zeros and ones, which are masks too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return value
+        wide = value.detach().abs().to(torch.float64)
+        if (
+            value.is_floating_point()
+            and len(wide.unique()) == 2
+            and bool(((value == 0) | (value == 1)).all())
+        ):
+            return value
+        scale = float(wide[wide.isfinite()].square().mean().sqrt()) if wide.isfinite().any() else 1.0
+        kind = torch.complex128 if value.is_complex() else torch.float64
+        noise = torch.randn(value.shape, generator=generator, dtype=kind)
+        return (noise * (scale or 1.0)).to(device=value.device, dtype=value.dtype)
+
+    args, kwargs = pytree.tree_map(leaf, (captured.run_inputs.args, captured.run_inputs.kwargs))
+    return Inputs(args, kwargs)
