@@ -1,0 +1,1 @@
+"""Report: what was done to a network, and what it gained."""
