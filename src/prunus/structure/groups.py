@@ -1,0 +1,286 @@
+"""Groups: units that occupy the same places, with a name, members and constraints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+
+from prunus.capture import Captured
+from prunus.structure.labels import Labels
+from prunus.structure.solve import Units
+
+INPUT_SIDE = {"linear", "conv", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "embedding"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a parameter or buffer that a group occupies.
+
+    Attributes:
+        parameter: qualified name in the user's model.
+        axis: the axis along which the group's channels lie.
+        produces: the axis is an output of its layer: removing here makes a feature disappear.
+    """
+
+    parameter: str
+    axis: int
+    produces: bool = False
+
+    @property
+    def module(self) -> str:
+        """Path of the module that owns the parameter."""
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that live and die together, one unit per index.
+
+    Attributes:
+        name: unique in the structure.
+        size: number of units.
+        members: where the units lie.
+        held: why nothing can be removed, or None.
+        rows: (rows, units per row) indices of units, where every row must lose equally many (heads, convolution groups);
+            None where any subset may go.
+        tied: names of other groups that must keep as many units per row as this one.
+        outer: its units contain units of other groups (a head contains its channels).
+        node: the operator at which the units meet.
+        units: ids of the units, in order.
+        level: how many units of other groups a unit of this one contains, for the report.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    held: str | None
+    rows: np.ndarray | None
+    tied: tuple[str, ...]
+    outer: bool
+    node: str
+    units: np.ndarray = field(repr=False)
+
+    @property
+    def row_count(self) -> int:
+        return 1 if self.rows is None else len(self.rows)
+
+    @property
+    def row_size(self) -> int:
+        return self.size if self.rows is None else self.rows.shape[1]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules whose parameters the group occupies, in order."""
+        return tuple(dict.fromkeys(m.module for m in self.members))
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Paths of the modules that make the group's channels."""
+        return tuple(dict.fromkeys(m.module for m in self.members if m.produces))
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """The constraints in words."""
+        said = []
+        if self.rows is not None:
+            said.append(f"{len(self.rows)} rows of {self.rows.shape[1]} lose equally many")
+        if self.tied:
+            said.append("keeps as many per row as " + ", ".join(self.tied))
+        if self.outer:
+            said.append("contains channels of other groups")
+        return tuple(said)
+
+
+def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group, ...]:
+    """Partition the units into groups, in the order of the graph."""
+    removable = units.removable
+    produced_labels = np.zeros(labels.count, bool)
+    for made in labels.produced:
+        produced_labels[made] = True
+    group_of, count = _partition(units, removable, _held_units(labels, units, removable))
+    members = _members(captured, labels, units, group_of, count, produced_labels)
+    nodes = _nodes(captured, labels, units, group_of, count)
+    order = np.argsort(group_of, kind="stable")
+    starts = np.searchsorted(group_of[order], np.arange(count + 1))
+    drafts = []
+    for g in range(count):
+        mine = order[starts[g] : starts[g + 1]]
+        drafts.append(mine[np.argsort(units.first[mine], kind="stable")])
+    names = _names(members, nodes, units, drafts)
+    rows, tied = _rows(units, group_of, removable, drafts)
+    outer = _outer(units, group_of, removable, drafts)
+    groups = []
+    for g, mine in enumerate(drafts):
+        held = None if removable[mine[0]] else _reason(units, mine[0])
+        groups.append(
+            Group(names[g], len(mine), members[g], held, rows.get(g), tuple(names[t] for t in tied.get(g, ())), bool(outer[g]), nodes[g], mine)
+        )
+    return tuple(sorted(groups, key=lambda group: int(units.first[group.units[0]])))
+
+
+def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: list[np.ndarray]) -> np.ndarray:
+    """(groups,) whether removing a unit also removes positions that another, finer group has a say in.
+
+    Where two groups cut across each other (heads and channels of heads), the one whose units lie further apart is outer.
+    """
+    control = _control(units).tocoo()
+    unit, owner = control.coords
+    used = removable[owner]
+    pairs = np.unique(np.stack([unit[used], group_of[owner[used]]], 1), axis=0)
+    spacing = np.array([np.median(np.diff(np.sort(units.first[mine]))) if len(mine) > 1 else np.inf for mine in drafts])
+    outer = np.zeros(len(drafts), bool)
+    shared = np.flatnonzero(np.bincount(pairs[:, 0], minlength=units.count) > 1)
+    pairs = pairs[np.isin(pairs[:, 0], shared)]
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    sets = {tuple(groups) for groups in np.split(pairs[:, 1], starts[1:])} if len(pairs) else set()
+    contains = np.unique(np.stack([group_of[units.slab], group_of[units.member]], 1), axis=0) if len(units.slab) else []
+    inside = {(int(s), int(m)) for s, m in contains if s >= 0 and m >= 0}
+    for groups in sets:
+        for a in groups:
+            for b in groups:
+                if a != b and (b, a) not in inside and ((a, b) in inside or (spacing[a], a) > (spacing[b], b)):
+                    outer[a] = True
+    return outer
+
+
+def _held_units(labels: Labels, units: Units, removable: np.ndarray) -> np.ndarray:
+    """Units that lie in parameters, are made by a layer and cannot leave in any way: they deserve a reason in the report."""
+    reachable = removable.copy()
+    for _ in range(8):
+        before = int(reachable.sum())
+        reachable[units.member[reachable[units.slab]]] = True
+        if int(reachable.sum()) == before:
+            break
+    placed = np.zeros(units.count, bool)
+    for place in labels.places:
+        placed[units.of_label[place.start : place.start + place.size]] = True
+    return placed & ~reachable & units.produced
+
+
+def _partition(units: Units, removable: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, int]:
+    group_of = np.full(units.count, -1)
+    chosen = np.flatnonzero(removable | held)
+    if not len(chosen):
+        return group_of, 0
+    reason = np.where(removable[chosen], -2, units.held[chosen])
+    text = {-2: 0}
+    codes = np.array([text.setdefault(_code(units, r), len(text)) for r in reason])  # units held for one reason together
+    keys = np.stack([units.signature[chosen].astype(np.int64), codes], 1)
+    _, inverse = np.unique(keys, axis=0, return_inverse=True)
+    group_of[chosen] = inverse.reshape(-1)
+    return group_of, int(inverse.max()) + 1
+
+
+def _code(units: Units, reason: int) -> object:
+    return int(reason) if reason < 0 else (units.reasons[reason].text, units.reasons[reason].node)
+
+
+def _reason(units: Units, unit: int) -> str:
+    index = units.held[unit]
+    if index < 0:
+        if units.locked[unit]:
+            owners = units.slab[units.member == unit]
+            held = [units.held[o] for o in owners if units.held[o] >= 0]
+            if held:
+                return _sentence(units, held[0])
+        return "no layer produces it by itself"
+    return _sentence(units, index)
+
+
+def _sentence(units: Units, index: int) -> str:
+    reason = units.reasons[index]
+    return f"{reason.text} (at {reason.node})" if reason.node else reason.text
+
+
+def _control(units: Units) -> csr_array:
+    """(units, units) boolean: entry (u, s) where u leaves when s does, u itself included."""
+    n = units.count
+    eye = csr_array((np.ones(n, bool), (np.arange(n), np.arange(n))), shape=(n, n))
+    step = csr_array(coo_array((np.ones(len(units.slab), bool), (units.member, units.slab)), shape=(n, n))) + eye
+    reach = step
+    for _ in range(4):
+        grown = (reach @ step).astype(bool)
+        if grown.nnz == reach.nnz:
+            break
+        reach = grown
+    return csr_array(reach)
+
+
+def _members(
+    captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int, produced: np.ndarray
+) -> list[tuple[Member, ...]]:
+    control = _control(units)
+    found: list[dict[tuple[str, int], bool]] = [{} for _ in range(count)]
+    for place in labels.places:
+        span = slice(place.start, place.start + place.size)
+        mine = np.unique(units.of_label[span])
+        owners = np.unique(control[mine].indices) if len(mine) else mine
+        name = captured.names[place.placeholder]
+        made = bool(produced[span].any())
+        for g in np.unique(group_of[owners]):
+            if g >= 0:
+                found[g][name, place.axis] = made
+    return [tuple(Member(name, axis, made) for (name, axis), made in places.items()) for places in found]
+
+
+def _nodes(captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int) -> list[str]:
+    """The first operator other than a layer at which units of the group meet, else the first of all."""
+    target = {node.name: str(node.target) for node in captured.graph.nodes}
+    best, any_node = [""] * count, [""] * count
+    for a, _, node in (*labels.edges, *labels.contains):
+        layer = any(kind in target.get(node, "") for kind in INPUT_SIDE)
+        for g in np.unique(group_of[units.of_label[a]]):
+            if g >= 0:
+                any_node[g] = any_node[g] or node
+                if not layer:
+                    best[g] = best[g] or node
+    return [b or a for b, a in zip(best, any_node, strict=True)]
+
+
+def _names(members: list[tuple[Member, ...]], nodes: list[str], units: Units, drafts: list[np.ndarray]) -> list[str]:
+    """A lone producer gives its path; several give their common path and the operator at which they meet."""
+    names: list[str] = [""] * len(members)
+    taken: dict[str, int] = {}
+    for g in sorted(range(len(members)), key=lambda g: int(units.first[drafts[g][0]])):
+        producers = list(dict.fromkeys(m.module or m.parameter for m in members[g] if m.produces))
+        paths = producers or list(dict.fromkeys(m.module or m.parameter for m in members[g]))
+        if len(paths) == 1:
+            name = paths[0]
+        else:
+            prefix = os.path.commonprefix([p.split(".") for p in paths])
+            name = ".".join([*prefix, nodes[g] or "group"])
+        taken[name] = taken.get(name, 0) + 1
+        names[g] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+    return names
+
+
+def _rows(
+    units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: list[np.ndarray]
+) -> tuple[dict[int, np.ndarray], dict[int, set[int]]]:
+    index = np.zeros(units.count, int)
+    for mine in drafts:
+        index[mine] = np.arange(len(mine))
+    rows: dict[int, np.ndarray] = {}
+    tied: dict[int, set[int]] = {}
+    for grid in units.grids:
+        mat = units.of_label[grid.labels].reshape(-1, grid.labels.shape[-1])
+        if not removable[mat].any() or (mat == mat[:1]).all():
+            continue
+        owner = group_of[mat[:, 0]]
+        present = np.unique(owner)
+        for g in present:
+            part = np.unique(np.sort(index[mat[owner == g]], 1), axis=0)
+            if g not in rows or part.shape[1] < rows[g].shape[1]:
+                rows[g] = part
+        for g in present:
+            tied.setdefault(g, set()).update(int(t) for t in present if t != g)
+    rows = {g: r for g, r in rows.items() if len(r) > 1}
+    return rows, {g: t for g, t in tied.items() if t}
+
+
+def to_tensor(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))

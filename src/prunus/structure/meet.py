@@ -1,0 +1,90 @@
+"""Where two values meet along common axes: compare their tracks, relate what matches, hold what faces something solid."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from prunus.structure.labels import Labels, compact, varying
+
+
+class _Side:
+    """A track of one operand, and the axes along which it has found partners."""
+
+    def __init__(self, track: Tensor, shared: tuple[int, ...]) -> None:
+        self.track = track
+        self.axes = varying(track)
+        self.shared = tuple(axis for axis in self.axes if axis in shared)
+        self.covered: set[int] = set()
+        self.dropped = False
+        self.crossed: list[_Side] = []
+
+
+def meet(
+    labels: Labels,
+    node: str,
+    first: list[Tensor],
+    second: list[Tensor],
+    first_real: tuple[bool, ...],
+    second_real: tuple[bool, ...],
+    reason: str,
+) -> list[Tensor]:
+    """Relate the tracks of two operands that are aligned over one joint shape.
+
+    Args:
+        labels: where statements go.
+        node: name of the node at which they meet.
+        first, second: tracks, each expanded to the joint shape.
+        first_real, second_real: per joint axis, whether that operand really has more than one index there (rather than
+            being broadcast).
+        reason: why a track is held that faces an operand without labels, for the report.
+
+    Returns:
+        The tracks of the result: without those that say the same as, or less than, another.
+    """
+    shared = tuple(i for i in range(len(first_real)) if first_real[i] and second_real[i])
+    left = [_Side(track, shared) for track in first]
+    right = [_Side(track, shared) for track in second]
+    for a in left:
+        for b in right:
+            if set(a.shared) & set(b.shared):
+                _compare(labels, node, a, b)
+    for side in (*left, *right):
+        _settle(labels, node, side, reason)
+    return [side.track for side in (*left, *right) if not side.dropped]
+
+
+def _compare(labels: Labels, node: str, a: _Side, b: _Side) -> None:
+    common = tuple(axis for axis in a.shared if axis in b.shared)
+    left = labels.project(a.track, common, node)
+    right = labels.project(b.track, common, node)
+    relation = labels.relate(
+        compact(left, common).reshape(-1).numpy(), compact(right, common).reshape(-1).numpy(), node
+    )
+    if relation == "crossed":
+        a.crossed.append(b)
+        return
+    a.covered |= set(common)
+    b.covered |= set(common)
+    if relation in ("same", "inside") and b.axes == common:
+        b.dropped = True
+    elif relation in ("same", "contains") and a.axes == common:
+        a.dropped = True
+
+
+def _settle(labels: Labels, node: str, side: _Side, reason: str) -> None:
+    open_axes = tuple(axis for axis in side.shared if axis not in side.covered)
+    if not open_axes:
+        return
+    for other in side.crossed:
+        # neither explains the other, and nobody else does: they can only leave together
+        common = tuple(axis for axis in side.shared if axis in other.shared)
+        left = compact(labels.project(side.track, common, node), common).reshape(-1).numpy()
+        right = compact(labels.project(other.track, common, node), common).reshape(-1).numpy()
+        used = np.flatnonzero((left > 0) & (right > 0))
+        labels.unite(left[used], right[used], node)
+        side.covered |= set(common)
+        other.covered |= set(common)
+    open_axes = tuple(axis for axis in side.shared if axis not in side.covered)
+    if open_axes:
+        labels.hold(labels.project(side.track, open_axes, node), reason, node)

@@ -1,0 +1,17 @@
+"""Rules: what each operator family does to labels. One file per family; importing this package registers them all."""
+
+from prunus.structure.rules import (  # noqa: F401  (imported for registration)
+    attention,
+    constants,
+    contraction,
+    elementwise,
+    indexing,
+    joining,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+)
+from prunus.structure.rules.registry import RULES, Rule, rule
+
+__all__ = ["RULES", "Rule", "rule"]

@@ -1,0 +1,171 @@
+"""Operators that only move elements: run them on the labels."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunus.structure.labels import compact, varying
+from prunus.structure.rules.registry import rule
+from prunus.structure.value import Value
+
+MOVES = (
+    "view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "permute", "transpose", "transpose_",
+    "t", "t_", "numpy_T", "mT", "matrix_H", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "squeeze_",
+    "unsqueeze", "unsqueeze_", "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split",
+    "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit", "unbind", "diagonal", "unfold", "channel_shuffle",
+    "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
+
+)  # fmt: skip
+IDENTITY = (
+    "contiguous", "clone", "alias", "detach", "detach_", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "lift",
+    "positive", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "native_dropout", "requires_grad_", "fill_",
+    "zero_", "bernoulli_", "conj", "resolve_conj", "resolve_neg", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+    "randn_like", "log_sigmoid", "_cast_Float", "float_power", "cpu", "cuda", "view.dtype", "rrelu", "softmax.int",
+    "log_softmax.int", "_softmax", "_log_softmax", "special_softmax", "hardswish", "hardswish_", "isfinite", "isclose",
+)  # fmt: skip
+IDENTITY_NAMES = tuple(dict.fromkeys(name for name in IDENTITY if name not in ("view.dtype",)))
+
+
+@rule(*MOVES)
+def move(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    return run.movement(node, a.self)
+
+
+@rule(*IDENTITY_NAMES)
+def identity(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """The result has the operand's shape and labels."""
+    value = getattr(a, "self", None) or getattr(a, "input", None) or a.a
+    result = Value(value.shape, value.tracks)
+    meta = node.meta.get("val")
+    return (result, Value(value.shape, value.tracks)) if isinstance(meta, (tuple, list)) else result
+
+
+@rule("roll", "flip", "fliplr", "flipud")
+def reorder(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Along axes on which the labels are constant nothing changes: work on the others only, to copy little."""
+
+    def collapsed(track: Tensor) -> Tensor:
+        axes = varying(track)
+        for axis in range(track.dim()):
+            if axis not in axes:
+                track = track.narrow(axis, 0, min(1, track.shape[axis]))
+        return track
+
+    shape = a.self.shape
+    small = Value(shape, tuple(collapsed(track) for track in a.self.tracks))
+    if not small.tracks:
+        return run.solid(node)
+    results = [run._move(node, node.args[0], track).expand(shape) for track in small.tracks]
+    return Value(shape, tuple(results))
+
+
+@rule("im2col")
+def im2col(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Patches as columns; the operator knows floats only, and they hold every label exactly."""
+    tracks = []
+    for track in a.self.tracks:
+        moved = torch.nn.functional.unfold(
+            track.double(), tuple(a.kernel_size), tuple(a.dilation), tuple(a.padding), tuple(a.stride)
+        )
+        tracks.append(moved.long())
+    return run.moved(node, a.self, tracks) if tracks else run.solid(node)
+
+
+@rule("expand", "expand_as", "broadcast_to", "repeat", "tile")
+def expand(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """What is copied along an axis of size 1 gets labels there, so that the number of copies can shrink."""
+    shape = run.shape(node)
+    before = (1,) * (len(shape) - len(a.self.shape)) + tuple(a.self.shape)
+    sizes = node.meta["val"].shape
+    tracks = []
+    for track in a.self.tracks:
+        track = track.reshape(before)
+        if any(new != old and old != 1 for new, old in zip(shape, before, strict=True)):
+            repeats = [new // old for new, old in zip(shape, before, strict=True)]
+            ones = [r if old != 1 else 1 for r, old in zip(repeats, before, strict=True)]
+            track = track.repeat(ones)
+        tracks.append(track.expand(shape))
+    from prunus.structure.labels import along
+
+    for axis, (new, old) in enumerate(zip(shape, before, strict=True)):
+        if old == 1 and new > 1 and isinstance(sizes[axis], int):
+            tracks.append(along(run.labels.fresh(new), (axis,), shape))
+    return Value(shape, tuple(tracks))
+
+
+@rule("repeat_interleave.self_int")
+def repeat_interleave(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """As a new axis of copies right after `dim`, then merged into it."""
+    shape = run.shape(node)
+    if a.dim is None:
+        return run.movement(node, a.self)
+    dim = a.dim % len(shape)
+    old = a.self.shape[dim]
+    wide = (*shape[:dim], old, shape[dim] // old, *shape[dim + 1 :])
+    from prunus.structure.labels import along
+
+    tracks = [track.unsqueeze(dim + 1).expand(wide).reshape(shape) for track in a.self.tracks]
+    if wide[dim + 1] > 1:
+        tracks.append(along(run.labels.fresh(wide[dim + 1]), (dim + 1,), wide).reshape(shape))
+    from prunus.structure.labels import tighten
+
+    return Value(shape, tuple(tighten(track) for track in tracks))
+
+
+@rule("constant_pad_nd", "pad")
+def pad(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """New labels for what is padded, along axes on which the operand has labels."""
+    shape = run.shape(node)
+    widths = {len(shape) - 1 - i: (a.pad[2 * i], a.pad[2 * i + 1]) for i in range(len(a.pad) // 2)}
+    mode = getattr(a, "mode", "constant")
+    if mode != "constant" and a.self.varying() & set(widths):
+        touched = run.hold(node, a.self, set(widths), f"is padded by {mode!r}")
+        return Value(shape, tuple(track_on(track, shape) for track in touched))
+    filled: dict[int, tuple[Tensor, Tensor]] = {}
+    tracks = []
+    for track in a.self.tracks:
+        axes = varying(track)
+        labels = compact(track, axes)
+        for i, axis in enumerate(axes):
+            if axis not in widths:
+                continue
+            if len(axes) > 1:
+                labels = _pad_held(run, node, labels, i, widths[axis])
+                continue
+            if axis not in filled:
+                filled[axis] = tuple(run.labels.fresh(max(w, 0)) for w in widths[axis])  # type: ignore[assignment]
+            before, after = widths[axis]
+            core = labels[max(-before, 0) : labels.shape[0] - max(-after, 0)]
+            labels = torch.cat([filled[axis][0], core, filled[axis][1]])
+        from prunus.structure.labels import along
+
+        tracks.append(along(labels, axes, shape))
+    return Value(shape, tuple(tracks))
+
+
+def _pad_held(run: Any, node: fx.Node, labels: Tensor, axis: int, width: tuple[int, int]) -> Tensor:
+    """Padding of an axis of a grid: the padded positions cannot leave."""
+    parts = []
+    for size in (width[0], None, width[1]):
+        if size is None:
+            start = max(-width[0], 0)
+            parts.append(labels.narrow(axis, start, labels.shape[axis] - start - max(-width[1], 0)))
+        elif size > 0:
+            sizes = list(labels.shape)
+            sizes[axis] = size
+            new = run.labels.fresh(int(torch.tensor(sizes).prod())).reshape(sizes)
+            run.labels.hold(new, "is padded into a grid of channels", node.name)
+            parts.append(new)
+    return torch.cat(parts, axis)
+
+
+def track_on(track: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same track on a shape that differs only along axes on which it is constant."""
+    from prunus.structure.labels import along
+
+    axes = varying(track)
+    return along(compact(track, axes), axes, shape)

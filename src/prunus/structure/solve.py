@@ -1,0 +1,222 @@
+"""From the statements of a run to units: what can leave, what cannot and why, and what must leave together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+
+from prunus.structure.labels import Grid, Labels, Reason, _hash
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass
+class Units:
+    """Components of labels, called units, and what is known of each.
+
+    Attributes:
+        of_label: (labels,) the unit of every label; unit `of_label[0]` is neutral.
+        slab, member: pairs of units; the member leaves with the slab.
+        statement: per pair, which statement it belongs to: a slab leaves too when all members of one statement have left.
+        held: (units,) index into `reasons`, -1 where nothing holds the unit.
+        locked: (units,) leaves only with a slab that contains it.
+        produced: (units,) some contraction makes an index of it.
+        signature: (units,) equal for units that occupy the same places.
+        first: (units,) smallest label of the unit, or of what a slab contains: its order.
+        grids: label grids, outermost axes first.
+    """
+
+    count: int
+    of_label: np.ndarray
+    slab: np.ndarray
+    member: np.ndarray
+    statement: np.ndarray
+    held: np.ndarray
+    reasons: list[Reason]
+    locked: np.ndarray
+    produced: np.ndarray
+    signature: np.ndarray
+    first: np.ndarray
+    grids: list[Grid]
+
+    @property
+    def removable(self) -> np.ndarray:
+        """(units,) may be chosen for removal by themselves."""
+        free = (self.held < 0) & self.produced & ~self.locked
+        free[self.of_label[0]] = False
+        return free
+
+    def effective(self, removed: np.ndarray) -> np.ndarray:
+        """(labels,) which labels stay when the given units (a mask) are removed, with all that leaves with them."""
+        gone = removed.copy()
+        statements = int(self.statement.max()) + 1 if len(self.statement) else 0
+        owner = np.zeros(statements, int)
+        owner[self.statement] = self.slab
+        for _ in range(64):
+            before = int(gone.sum())
+            gone[self.member[gone[self.slab]]] = True
+            left = np.bincount(self.statement, weights=~gone[self.member], minlength=statements)
+            gone[owner[left == 0]] = True
+            if int(gone.sum()) == before:
+                break
+        gone[self.of_label[0]] = False
+        return ~gone[self.of_label]
+
+
+def solve(labels: Labels) -> Units:
+    """Find the units. Grids whose rows cannot shrink independently are factorized into columns until none is left."""
+    grids = _distinct(labels.grids)
+    while True:
+        units = _components(labels, grids)
+        mixed = [grid for grid in grids if not _is_regular(units, grid)]
+        if not mixed:
+            return units
+        for grid in mixed:
+            _factorize(labels, units, grid)
+
+
+def _components(labels: Labels, grids: list[Grid]) -> Units:
+    count, of_label = _strong(labels)
+    slab, member, statement = _pairs(labels, of_label)
+    reasons: list[Reason] = []
+    held = np.full(count, -1)
+    for held_labels, reason in labels.holds:
+        fresh = of_label[held_labels]
+        fresh = fresh[held[fresh] < 0]
+        if len(fresh):
+            held[fresh] = len(reasons)
+            reasons.append(reason)
+    produced = np.zeros(count, bool)
+    for made in labels.produced:
+        produced[of_label[made]] = True
+    locked = np.zeros(count, bool)
+    for lock in labels.locks:
+        locked[of_label[lock]] = True
+    locked &= np.bincount(member, minlength=count) > 0  # what lost its slab to unification is free again
+    first = np.full(count, labels.count)
+    np.minimum.at(first, of_label, np.arange(labels.count))
+    own = _signatures(labels, grids, of_label, count)
+    signature = own
+    for _ in range(8):  # slabs of slabs of slabs: bounded depth
+        free = (held[slab] < 0) & (held[member] >= 0)
+        held[slab[free]] = held[member[free]]
+        produced[slab[produced[member]]] = True
+        np.minimum.at(first, slab, first[member])
+        before, signature = signature, own.copy()
+        np.add.at(signature, slab, before[member] * _MIX + np.uint64(1))
+        if np.array_equal(before, signature) and not free.any():
+            break
+    return Units(count, of_label, slab, member, statement, held, reasons, locked, produced, signature, first, grids)
+
+
+def _strong(labels: Labels) -> tuple[int, np.ndarray]:
+    """Units: labels that imply each other. Slabs with equal members are one, a slab with one member is that member."""
+    a = np.concatenate([np.zeros(0, int), *(e[0] for e in labels.edges)])
+    b = np.concatenate([np.zeros(0, int), *(e[1] for e in labels.edges)])
+    s, m, statement = _contains(labels)
+    n = labels.count
+    while True:
+        rows, columns = np.concatenate([a, b, s]), np.concatenate([b, a, m])
+        graph = csr_array(coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n)))
+        count, of_label = connected_components(graph, directed=True, connection="strong")
+        if not len(s):
+            return count, of_label
+        pairs = np.unique(statement * count + of_label[m])
+        owner, inside = pairs // count, pairs % count
+        present, start, size = np.unique(owner, return_index=True, return_counts=True)
+        slab_of = np.zeros(int(statement.max()) + 1, int)
+        slab_of[statement] = s
+        slabs = slab_of[present]
+        keys = np.add.reduceat(_hash(inside), start)
+        _, index, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        one = np.flatnonzero(size == 1)
+        x = np.concatenate([slabs, slabs[one]])
+        y = np.concatenate([slabs[index[inverse]], labels_in(of_label, inside[start[one]], n)])
+        new = of_label[x] != of_label[y]
+        if not new.any():
+            return count, of_label
+        a, b = np.concatenate([a, x[new]]), np.concatenate([b, y[new]])
+
+
+def _contains(labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All (slab, member) label pairs, with a number for each slab of each statement."""
+    if not labels.contains:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)
+    s = np.concatenate([c[0] for c in labels.contains])
+    m = np.concatenate([c[1] for c in labels.contains])
+    source = np.repeat(np.arange(len(labels.contains)), [len(c[0]) for c in labels.contains])
+    _, statement = np.unique(source * labels.count + s, return_inverse=True)
+    return s, m, statement.reshape(-1)
+
+
+def labels_in(of_label: np.ndarray, units: np.ndarray, n: int) -> np.ndarray:
+    """One label of each of the given units."""
+    representative = np.zeros(of_label.max() + 1, int)
+    representative[of_label[::-1]] = np.arange(n - 1, -1, -1)
+    return representative[units]
+
+
+def _pairs(labels: Labels, of_label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    s, m, statement = _contains(labels)
+    rows = np.stack([of_label[s], of_label[m], statement], 1)
+    rows = np.unique(rows[rows[:, 0] != rows[:, 1]], axis=0)
+    if not len(rows):
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)
+    _, numbered = np.unique(rows[:, 2], return_inverse=True)
+    return rows[:, 0], rows[:, 1], numbered.reshape(-1)
+
+
+def _signatures(labels: Labels, grids: list[Grid], of_label: np.ndarray, count: int) -> np.ndarray:
+    signature = np.zeros(count, np.uint64)
+    for i, place in enumerate(labels.places):
+        value = _hash(np.array([3 * i + 1]))[0]
+        np.add.at(signature, of_label[place.start : place.start + place.size], value)
+    for i, grid in enumerate(grids):
+        value = _hash(np.array([3 * i + 2]))[0]
+        np.add.at(signature, np.unique(of_label[grid.labels]), value)
+    return signature
+
+
+def _distinct(grids: list[Grid]) -> list[Grid]:
+    seen: dict[tuple[tuple[int, ...], bytes], Grid] = {}
+    for grid in grids:
+        seen.setdefault((grid.labels.shape, grid.labels.tobytes()), grid)
+    return list(seen.values())
+
+
+def _rows(units: Units, grid: Grid) -> np.ndarray:
+    return units.of_label[grid.labels].reshape(-1, grid.labels.shape[-1])
+
+
+def _is_regular(units: Units, grid: Grid) -> bool:
+    """Rows can lose equally many units each: every row is either untouchable or of one kind of distinct free units."""
+    rows = _rows(units, grid)
+    free = units.removable[rows]
+    if not free.any():
+        return True
+    if (rows == rows[:1]).all():
+        return True  # columns are units already
+    if not free.all():
+        return False
+    kinds = units.signature[rows]
+    if (kinds != kinds[:, :1]).any():
+        return False
+    ordered = np.sort(rows, 1)
+    return not (ordered[:, 1:] == ordered[:, :-1]).any()
+
+
+def _factorize(labels: Labels, units: Units, grid: Grid) -> None:
+    """Let only whole columns (and whole rows, where slabs of them exist) leave."""
+    rows = grid.labels.reshape(-1, grid.labels.shape[-1])
+    if not np.isin(units.of_label[rows], units.member).any():
+        first = np.broadcast_to(rows[:1], rows.shape).reshape(-1)
+        labels.unite(first, rows.reshape(-1).copy(), grid.node)
+        return
+    columns = labels.fresh(rows.shape[1]).numpy()
+    owner = np.broadcast_to(columns, rows.shape).reshape(-1)
+    flat = rows.reshape(-1)
+    labels.contains.append((owner[flat > 0], flat[flat > 0], grid.node))
+    labels.lock(np.unique(flat))

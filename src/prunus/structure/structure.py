@@ -1,0 +1,99 @@
+"""The structure of a model: which channels live and die together, and why some cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.capture import Captured
+from prunus.errors import PlanError
+from prunus.structure.groups import Group, find_groups
+from prunus.structure.interpret import Run
+from prunus.structure.labels import Labels
+from prunus.structure.solve import Units, solve
+from prunus.structure.value import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What `prunus.analyze` returns.
+
+    Attributes:
+        captured: the model's graph.
+        groups: all groups, those that can be pruned and those that are held, in the order of the graph.
+        unknown: operators without a rule, by node.
+    """
+
+    captured: Captured
+    groups: tuple[Group, ...]
+    labels: Labels = field(repr=False)
+    units: Units = field(repr=False)
+    values: dict[str, Any] = field(repr=False)
+
+    @property
+    def unknown(self) -> dict[str, str]:
+        return self.labels.unknown
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """Groups from which units can be removed."""
+        return tuple(group for group in self.groups if group.held is None)
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Raises:
+            PlanError: no such group; names similar ones.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        import difflib
+
+        near = difflib.get_close_matches(name, [g.name for g in self.groups], 3)
+        hint = f"; similar: {', '.join(near)}" if near else ""
+        raise PlanError(f"no group {name!r} in this model{hint}. `print(structure)` lists the groups.")
+
+    def keep_labels(self, keep: dict[str, Any]) -> np.ndarray:
+        """(labels,) bool: what stays when every group named in `keep` keeps just these units."""
+        removed = np.zeros(self.units.count, bool)
+        for name, indices in keep.items():
+            group = self.group(name)
+            stays = np.zeros(group.size, bool)
+            stays[np.asarray(indices, dtype=int)] = True
+            removed[group.units[~stays]] = True
+        return self.units.effective(removed)
+
+    @property
+    def tracks(self) -> dict[str, tuple[Any, ...]]:
+        """Labels of every node's value, as surgery and verification use them (see `Value.tracks`)."""
+        return {name: _tracks(value) for name, value in self.values.items()}
+
+
+def _tracks(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Value):
+        return value.tracks
+    if isinstance(value, (tuple, list)):
+        return tuple(_tracks(v) for v in value)
+    return ()
+
+
+def find_structure(captured: Captured) -> Structure:
+    """Run the graph on labels and solve for the groups."""
+    with torch.no_grad():
+        run = Run(captured).run()
+    units = solve(run.labels)
+    groups = find_groups(captured, run.labels, units)
+    return Structure(captured, groups, run.labels, units, {node.name: value for node, value in run.values.items()})
+
+
+def keep_mask(tracks: tuple[Tensor, ...], keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Which positions of a value stay, broadcast to its shape."""
+    mask = torch.ones((), dtype=torch.bool).expand(shape)
+    for track in tracks:
+        mask = mask & keep[track]
+    return mask
