@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunus.capture import Captured, capture, size_of
 from prunus.inputs import Inputs
+from prunus.surgery.masks import Masks, fill
 from prunus.surgery.precision import OnePrecision
 from prunus.surgery.reference import masked_outputs
 from prunus.surgery.verify import compare
@@ -68,6 +69,16 @@ def shake(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def poison(hand: Hand) -> dict[str, Tensor]:
+    """The model's tensors, with NaN in all that is removed."""
+    masks = Masks(hand.tracks, hand.keep)
+    tensors = {}
+    for name, tensor in hand.captured.tensors.items():
+        mask = masks.of(name)
+        tensors[name] = tensor if mask is None else fill(tensor.detach(), mask, float("nan"))
+    return tensors
+
+
 def equal(hand: Hand, small: nn.Module, *inputs: Tensor, one_precision: bool = False) -> None:
     """The masked original and the small network agree to rounding, and removal does change the output."""
     captured = hand.captured
@@ -78,6 +89,8 @@ def equal(hand: Hand, small: nn.Module, *inputs: Tensor, one_precision: bool = F
     assert got.dtype == torch.float64
     assert wanted.abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12 * float(wanted.abs().max()))
+    poisoned = captured.with_(tensors=poison(hand))
+    assert torch.equal(got, masked_outputs(poisoned, hand.tracks, hand.keep, wide, torch.float64)[0])
     everything = masked_outputs(captured, {}, hand.keep, wide, torch.float64)[0]
     assert not torch.allclose(everything, wanted, rtol=1e-3, atol=1e-3)
     result = compare(captured, hand.tracks, hand.keep, small.float())

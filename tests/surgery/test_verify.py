@@ -108,7 +108,7 @@ def test_a_module_that_is_not_its_graph_is_told_apart():
     hand, small, x = pruned()
     wrong = copy.deepcopy(small)
     wrong.last.bias.data[0] += 1
-    with pytest.raises(VerificationError, match="Node by node the cut graph equals the original"):
+    with pytest.raises(VerificationError, match="No node of the cut graph that could be compared differs"):
         check(hand, wrong, capture(small, x))
 
 
@@ -233,7 +233,7 @@ def test_nan_that_only_the_cut_brings():
     net = Through(lambda x: x.sum(1).sub(4).sqrt())
     hand = Hand(net, torch.full((2, 4), 1.5))
     hand.put(hand.labels(4, {0, 1}), "x", 1)
-    with pytest.raises(VerificationError, match="the original yields no NaN"):
+    with pytest.raises(VerificationError, match="yields NaN where the whole of it does not"):
         check(hand, Through(lambda x: x[:, 2:].sum(1).sub(4).sqrt()))
 
 
@@ -293,3 +293,32 @@ def test_labels_of_another_shape_are_refused():
     hand.tracks["relu"] = (hand.tracks["p_first_weight"][0],)
     with pytest.raises(VerificationError, match="'relu' are for another shape"):
         check(hand, small)
+
+
+def test_outputs_that_prove_nothing_are_noticed():
+    hand, small, x = pruned(eps=0.2)
+    for network in hand.captured.model, small:
+        network.last.weight.data.zero_()
+    assert "equal says little" in " ".join(check(hand, small).remarks)
+    with pytest.raises(VerificationError, match=r"values inside differ.*node 'layer_norm'"):
+        check(hand, small, capture(small, x))
+    small.norm.eps = 0.1
+    assert "node by node" in " ".join(check(hand, small, capture(small, x)).remarks)
+
+
+def test_integers_are_checked_once():
+    model = nn.Embedding(9, 3)
+    assert compare(capture(model, torch.randint(0, 9, (2, 5))), {}, ALL, model).inputs_checked == 1
+
+
+def test_the_precision_that_was_asked_for_or_none():
+    def picky(out):
+        if out["logits"].dtype == torch.float64:
+            raise TypeError("only float32, please")
+        return out
+
+    hand, small, _ = pruned()
+    with pytest.raises(
+        VerificationError, match=r"Cannot verify in float64, as was asked: .*only float32, please"
+    ):
+        check(hand, Returns(small, picky), dtype=torch.float64)

@@ -1,7 +1,6 @@
 """After a mismatch, and only then, for it is slow: find the first node of the cut graph that differs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx
@@ -10,31 +9,16 @@ from prunus.capture import Captured
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
 from prunus.surgery.masks import Masks, kept_values
+from prunus.surgery.place import place_of
 from prunus.surgery.reference import Interpreter
 
-__all__ = ["first_difference", "place_of"]
-
-_TORCH = str(Path(torch.__file__).parent)
-
-
-def place_of(node: fx.Node) -> str:
-    """Node, operator, module path and source line, for messages."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values() if path]
-    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    files = [i for i, line in enumerate(trace) if line.startswith("File ")]
-    files = [i for i in files if _TORCH not in trace[i]] or files  # the user's own line, if there is one
-    module = f"module {paths[-1]!r}" if paths else "the model's own forward"
-    where = [f"node {node.name!r} ({node.target})", module]
-    if files:
-        where.append(": ".join(trace[files[-1] : files[-1] + 2]))
-    return ", ".join(where)
+__all__ = ["first_difference"]
 
 
 def first_difference(
     captured: Captured, masks: Masks, small: Captured, inputs: Inputs, dtype: torch.dtype, tolerance: float
-) -> str:
-    """Say where the cut graph first departs from the masked original.
+) -> str | None:
+    """Say where the cut graph first departs from the masked original; None if it nowhere does.
 
     Nodes are compared by name, the original's value restricted to the kept positions. Where that leaves
     another number of elements than the cut graph has (a projection that was unpacked), or the same elements
@@ -63,12 +47,7 @@ def first_difference(
         found = search.compare(node.name, expected, search.waiting.pop(node.name), tolerance)
         if found:
             return f"The first node that differs is {place_of(node)}: {found}."
-    if search.odd_size:
-        return f"No node of equal size differs; sizes were first other than expected at {search.odd_size}."
-    return (
-        "Node by node the cut graph equals the original, so the module that was built from it does not do "
-        "what the graph says."
-    )
+    return None
 
 
 @dataclass
@@ -86,7 +65,6 @@ class _Search:
         self.cut = Interpreter(self.small, self.inputs, self.dtype)
         self.waiting: dict[str, Tensor] = {}
         self.failure = ""
-        self.odd_size = ""
         self._names = {node.name: node for node in self.small.graph.nodes if node.op == "call_function"}
         self._shared = {node.name for node in self.captured.graph.nodes} & self._names.keys()
         self._steps = self.cut.steps()
@@ -122,8 +100,6 @@ class _Search:
             return ""  # indices and sizes change with what is cut
         kept = kept_values(expected, self.masks.of(name), tuple(actual.shape))
         if kept is None:
-            shapes = f"{tuple(expected.shape)} against {tuple(actual.shape)}"
-            self.odd_size = self.odd_size or f"{name!r}, {shapes}"
             return ""
         error = relative_error(kept, actual)
         if error <= tolerance or _same_in_other_order(kept, actual, tolerance):

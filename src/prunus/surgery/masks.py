@@ -25,7 +25,7 @@ class Masks:
 
     def __init__(self, tracks: Mapping[str, Any], keep: Tensor) -> None:
         self._tracks = tracks
-        self._keep = keep.to(device="cpu", dtype=torch.bool)
+        self._keep = torch.as_tensor(keep, dtype=torch.bool, device="cpu")
         self._made: dict[str, Tensor | None] = {}
 
     def of(self, name: str) -> Tensor | None:

@@ -17,6 +17,7 @@ from prunus.capture import Captured
 from prunus.errors import VerificationError
 from prunus.inputs import Inputs
 from prunus.surgery.masks import Masks, check_fits, fill, varies
+from prunus.surgery.place import place_of
 from prunus.surgery.precision import at_precision, is_bitcast
 from prunus.surgery.reference_norms import NORMS
 from prunus.surgery.reference_operators import is_transparent, spatial_axes
@@ -81,7 +82,11 @@ class Interpreter:
                 self.outputs = list(self._read(node.args[0]))
             elif node.op != "placeholder":  # those are loaded when first used
                 with torch.no_grad():
-                    self._values[node] = self._step(node)
+                    try:
+                        self._values[node] = self._step(node)
+                    except (RuntimeError, TypeError) as error:
+                        error.add_note(f"at {place_of(node)}")
+                        raise
                 yield node, self._values[node]
             for done in last.get(node, ()):
                 self._values.pop(done, None)

@@ -11,13 +11,10 @@ from torch.utils import _pytree as pytree
 from prunus.capture import Captured
 from prunus.errors import VerificationError
 from prunus.inputs import Inputs
-from prunus.surgery.difference import relative_error
-from prunus.surgery.locate import first_difference, place_of
-from prunus.surgery.masks import Masks, kept_values
+from prunus.surgery.case import Case, Float64Error, Subject
+from prunus.surgery.masks import Masks
 from prunus.surgery.memory import free_bytes
-from prunus.surgery.precision import OnePrecision, at_precision, copy_at_precision, exact_arithmetic
 from prunus.surgery.random_inputs import random_inputs
-from prunus.surgery.reference import Interpreter
 
 __all__ = ["Verification", "compare", "random_inputs"]
 
@@ -76,192 +73,51 @@ def compare(
         VerificationError: If an output differs, naming the first node that does; or if the original yields
             only NaN, so that nothing can be checked.
     """
-    check = _Check(captured, Masks(tracks, keep), small_module, small_captured, tolerance)
-    if dtype is not None:
-        return check.run(dtype, "")
-    reason = _why_not_float64(captured, small_module)
-    if not reason:
-        try:
-            return check.run(torch.float64, "")
-        except _Float64Error as error:
-            reason = str(error)
-    return check.run(torch.float32, reason)
-
-
-class _Float64Error(Exception):
-    """This network cannot be run, or only partly, in float64."""
-
-
-@dataclass
-class _Check:
-    captured: Captured
-    masks: Masks
-    small_module: nn.Module
-    small_captured: Captured | None
-    tolerance: float | None
-
-    def run(self, dtype: torch.dtype, reason: str) -> Verification:
-        tolerance = TOLERANCE[dtype] if self.tolerance is None else self.tolerance
-        worst, checked, remarks = 0.0, 0, []
-        for kind, inputs in (
-            ("example", self.captured.run_inputs),
-            ("random", random_inputs(self.captured, _SEED)),
-        ):
-            case = _Case(self, kind, inputs, dtype, tolerance)
-            error = case.error()
-            remarks.extend(case.remarks)
-            if error is not None:
-                worst, checked = max(worst, error), checked + 1
-        name = _name(dtype)
-        return Verification(
-            max_relative_error=worst,
-            tolerance=tolerance,
-            dtype=f"{name} ({reason})" if reason else name,
-            inputs_checked=checked,
-            passed=True,
-            remarks=tuple(remarks),
-        )
-
-
-class _Case:
-    """Both networks on one input."""
-
-    def __init__(
-        self, check: _Check, kind: str, inputs: Inputs, dtype: torch.dtype, tolerance: float
-    ) -> None:
-        self.check, self.kind, self.inputs = check, kind, inputs
-        self.dtype, self.tolerance = dtype, tolerance
-        self.remarks: list[str] = []
-        self.stayed: str | None = None
-
-    def error(self) -> float | None:
-        """The largest relative error; None when there is nothing to compare on this input."""
-        expected = self._expected(self.check.masks)
-        actual = self._actual()
-        if len(actual) != len(expected):
-            raise self._mismatch(f"it returns {len(actual)} values instead of {len(expected)}")
-        nodes = list(self.check.captured.graph.output_node().args[0])  # type: ignore[arg-type]
-        rows = zip(actual, nodes, expected, strict=True)
-        pairs = [self._pair(name, node, wanted, got) for (name, got), node, wanted in rows]
-        tensors = [pair for pair in pairs if pair is not None]
-        if any(bool(wanted.isnan().any()) for _, wanted, _ in tensors) and not self._nan_is_original(tensors):
-            return None
-        worst = 0.0
-        for name, wanted, got in tensors:
-            error = relative_error(wanted, got)
-            if error > self.tolerance:
-                shape = tuple(wanted.shape)
-                raise self._mismatch(
-                    f"{name} {shape} has a relative error of {error:.3g} (tolerance {self.tolerance:g})"
-                )
-            worst = max(worst, error)
-        return worst
-
-    def _pair(self, name: str, node: Any, expected: Any, actual: Any) -> tuple[str, Tensor, Tensor] | None:
-        if not isinstance(expected, Tensor):
-            if isinstance(actual, Tensor) or actual != expected:
-                raise self._mismatch(f"{name} is {actual!r:.80} instead of {expected!r:.80}")
-            return None
-        if not isinstance(actual, Tensor):
-            raise self._mismatch(f"{name} is a {type(actual).__name__} instead of a tensor")
-        mask = self.check.masks.of(node.name)
-        kept = kept_values(expected, mask, tuple(actual.shape))
-        if kept is None:
-            raise self._mismatch(
-                f"{name} has shape {tuple(actual.shape)}; the original's is {tuple(expected.shape)}"
-            )
-        return name, kept, actual
-
-    def _expected(self, masks: Masks | None) -> list[Any]:
-        interpreter = Interpreter(self.check.captured, self.inputs, self.dtype, masks)
-        with exact_arithmetic(self._devices(), _SEED):
+    subject = Subject(captured, Masks(tracks, keep), small_module, small_captured)
+    if dtype is None:
+        reason = _why_not_float64(captured, small_module)
+        if not reason:
             try:
-                for _ in interpreter.steps():
-                    pass
-            except (RuntimeError, TypeError) as error:
-                if self.dtype == torch.float64:
-                    raise _Float64Error(f"the original does not run in float64: {_brief(error)}") from error
-                raise
-        return interpreter.outputs
-
-    def _actual(self) -> list[tuple[str, Any]]:
-        # fresh copies of both: a forward may write to its inputs, and to what the module remembers
-        small = copy_at_precision(self.check.small_module, self.dtype)
-        args, kwargs = pytree.tree_map_only(
-            Tensor, lambda x: at_precision(x, self.dtype).clone(), (self.inputs.args, self.inputs.kwargs)
-        )
-        mode = OnePrecision(self.dtype)
-        with exact_arithmetic(self._devices(), _SEED):
-            try:
-                with mode:
-                    result = small(*args, **kwargs)
-            except Exception as error:
-                if self.dtype == torch.float64:
-                    raise _Float64Error(
-                        f"the cut network does not run in float64: {_brief(error)}"
-                    ) from error
-                raise self._mismatch(f"it fails with {type(error).__name__}: {error}") from error
-        self.stayed = mode.stayed
-        return _named_leaves(result)
-
-    def _devices(self) -> list[torch.device]:
-        leaves = pytree.tree_leaves((self.inputs.args, self.inputs.kwargs))
-        tensors = [*self.check.captured.tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
-        return list({tensor.device for tensor in tensors})
-
-    def _nan_is_original(self, tensors: list[tuple[str, Tensor, Tensor]]) -> bool:
-        """Is NaN where the original, unmasked, yields NaN too? False: this input can tell nothing."""
-        original = [x for x in self._expected(None) if isinstance(x, Tensor)]
-        if not any(bool(x.isnan().any()) for x in original):
-            raise self._mismatch(
-                "the original yields no NaN, but what is left of it does once the rest is masked"
-            )
-        floating = [wanted for _, wanted, _ in tensors if wanted.is_floating_point() or wanted.is_complex()]
-        if all(bool(wanted.isnan().all()) for wanted in floating):
-            text = f"The original model itself yields only NaN on the {self.kind} inputs"
-            if self.kind == "example":
-                raise VerificationError(
-                    f"{text}, so it cannot be checked that the cut network computes the same. Look for "
-                    "broken weights or inputs out of range, and pass example inputs that give numbers."
-                )
-            self.remarks.append(f"{text}: these were not compared.")
-            return False
-        self.remarks.append(f"The original model itself yields NaN in places on the {self.kind} inputs.")
-        return True
-
-    def _mismatch(self, what: str) -> Exception:
-        if self.stayed and self.dtype == torch.float64:
-            return _Float64Error(f"{self.stayed} computes at a lower precision inside the cut network")
-        check = self.check
-        where = ""
-        if check.small_captured is not None:
-            with exact_arithmetic(self._devices(), _SEED):
-                where = " " + first_difference(
-                    check.captured, check.masks, check.small_captured, self.inputs, self.dtype, self.tolerance
-                )
-        where += _random_draws(check.captured)
-        return VerificationError(
-            f"The cut network does not compute what it should: on the {self.kind} inputs, in "
-            f"{_name(self.dtype)}, {what}.{where} Nothing is handed back. This is a defect of prunus: please "
-            "report it with the model. Until it is mended, leave the layer named here out of what is pruned."
-        )
-
-
-def _random_draws(captured: Captured) -> str:
-    for node in captured.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and "dropout" not in str(node.target):
-            return f" The model draws random numbers at {place_of(node)}, which may explain it."
-    return ""
-
-
-def _named_leaves(result: Any) -> list[tuple[str, Any]]:
-    """Leaves of what a model returns, each with where it is in it, such as ``output['logits']``."""
+                return _check(subject, torch.float64, "", tolerance)
+            except Float64Error as error:
+                reason = str(error)
+        return _check(subject, torch.float32, reason, tolerance)
     try:
-        leaves, _ = pytree.tree_flatten_with_path(result)
-    except ValueError:  # a type that was registered without names
-        return [(f"output {index}", leaf) for index, leaf in enumerate(pytree.tree_leaves(result))]
-    return [(f"output{pytree.keystr(path)}", leaf) for path, leaf in leaves]
+        return _check(subject, dtype, "", tolerance)
+    except Float64Error as error:
+        raise VerificationError(
+            f"Cannot verify in float64, as was asked: {error}. Leave dtype out."
+        ) from error
+
+
+def _check(subject: Subject, dtype: torch.dtype, reason: str, tolerance: float | None) -> Verification:
+    limit = TOLERANCE[dtype] if tolerance is None else tolerance
+    example = subject.captured.run_inputs
+    cases = [Case(subject, "example", example, dtype, limit)]
+    noise = random_inputs(subject.captured, _SEED)
+    if not _same(noise, example):  # they are where there is nothing but integers
+        cases.append(Case(subject, "random", noise, dtype, limit))
+    errors = [error for case in cases if (error := case.error()) is not None]
+    if len(errors) == 2 and cases[0].agrees_with(cases[1]):
+        cases[1].look_inside()
+    name = str(dtype).removeprefix("torch.")
+    return Verification(
+        max_relative_error=max(errors, default=0.0),
+        tolerance=limit,
+        dtype=f"{name} ({reason})" if reason else name,
+        inputs_checked=len(errors),
+        passed=True,
+        remarks=tuple(remark for case in cases for remark in case.remarks),
+    )
+
+
+def _same(one: Inputs, other: Inputs) -> bool:
+    leaves = zip(
+        pytree.tree_leaves((one.args, one.kwargs)),
+        pytree.tree_leaves((other.args, other.kwargs)),
+        strict=True,
+    )
+    return all(torch.equal(a, b) for a, b in leaves if isinstance(a, Tensor))
 
 
 def _why_not_float64(captured: Captured, small: nn.Module) -> str:
@@ -277,12 +133,3 @@ def _why_not_float64(captured: Captured, small: nn.Module) -> str:
                 f"float64 would need more than a quarter of the {free_gib:.1f} GiB that are free on {device}"
             )
     return ""
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {text[0][:200]}"
