@@ -62,3 +62,12 @@ class Captured:
     def with_(self, **changes: Any) -> "Captured":
         """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
+
+    def input_dependent(self) -> set[torch.fx.Node]:
+        """Values that change with the inputs, or whose shape does."""
+        found: set[torch.fx.Node] = set()
+        inputs = set(self.inputs)
+        for node in self.graph.nodes:
+            if node.name in inputs or any(operand in found for operand in node.all_input_nodes):
+                found.add(node)
+        return found

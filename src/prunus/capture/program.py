@@ -27,21 +27,24 @@ _KINDS = {
 def captured_from(
     program: ExportedProgram, model: nn.Module | None, example: Inputs, run_inputs: Inputs
 ) -> Captured:
-    """Bring an exported program into the form that later stages read; changes the program's graph.
+    """Bring an exported program into the form that later stages read; the program stays as it is.
 
     Raises:
         CaptureError: If the program holds something that is neither a tensor nor a plain constant, or if the
             size of some value depends on the data.
     """
-    graph = program.graph
-    placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    graph = _copied(program)
+    nodes = graph.find_nodes(op="placeholder")
+    # copying renames a placeholder that is called like a Python builtin, so they are matched by position
+    placeholders = {node.name: node for node in nodes}
+    renamed: dict[str, str] = {}
     own = _own_tensors(model) if model is not None else _unified(program.state_dict)
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     kinds: dict[str, str] = {}
     inputs: list[str] = []
-    for spec in program.graph_signature.input_specs:
-        name = spec.arg.name
+    for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
+        name = renamed[spec.arg.name] = node.name
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         elif spec.kind in _KINDS and spec.target is not None:
@@ -53,7 +56,7 @@ def captured_from(
                 f"The model hands {spec.target or name} ({spec.kind.name.lower().replace('_', ' ')}) to its "
                 "operators, which prunus cannot follow. Capture a submodule that does without it."
             )
-    _write_mutations(program, graph, placeholders)
+    _write_mutations(program, graph, placeholders, renamed)
     clean_graph(graph)
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
     _name_constants(names, kinds, own)
@@ -73,6 +76,17 @@ def captured_from(
         batch=_dynamic_batch(inputs, placeholders),
         model=model,
     )
+
+
+def _copied(program: ExportedProgram) -> fx.Graph:
+    """Copy a program's graph; what its ``get_attr`` nodes refer to goes into a bare module, its owner."""
+    owner = nn.Module()
+    for node in program.graph.find_nodes(op="get_attr"):
+        setattr(owner, str(node.target), getattr(program.graph_module, str(node.target)))
+    graph = fx.Graph(owning_module=owner)  # type: ignore[arg-type]  any module can own a graph
+    results = graph.graph_copy(program.graph, {})
+    graph.output(results).meta = dict(program.graph.output_node().meta)
+    return graph
 
 
 def _spec(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:
@@ -157,7 +171,9 @@ def _name_constants(names: dict[str, str], kinds: dict[str, str], own: dict[str,
             taken.add(name)
 
 
-def _write_mutations(program: ExportedProgram, graph: fx.Graph, placeholders: dict[str, fx.Node]) -> None:
+def _write_mutations(
+    program: ExportedProgram, graph: fx.Graph, placeholders: dict[str, fx.Node], renamed: dict[str, str]
+) -> None:
     """Turn the extra outputs of a functionalised program back into writes; the user's own outputs stay."""
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
@@ -172,7 +188,7 @@ def _write_mutations(program: ExportedProgram, graph: fx.Graph, placeholders: di
                 OutputKind.PARAMETER_MUTATION,
                 OutputKind.USER_INPUT_MUTATION,
             ):
-                target = placeholders[names.get(str(spec.target), str(spec.target))]
+                target = placeholders[renamed[names.get(str(spec.target), str(spec.target))]]
                 write = graph.call_function(torch.ops.aten.copy_.default, (target, result))
                 write.meta["val"] = target.meta.get("val")
             else:

@@ -1,6 +1,5 @@
 """The entry: whatever holds a model becomes a `Captured`."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +104,8 @@ def _capture_program(program: ExportedProgram, example_inputs: Any) -> Captured:
         example = Inputs(tuple(own[0]), dict(own[1]))
     else:
         raise ConfigError("The exported program has not kept example inputs: pass example_inputs.")
-    copied = copy.copy(program)
-    # the graph is cleaned in place, and the caller's program has to stay as it is
-    copied._graph_module = copy.deepcopy(program.graph_module)
-    _require_inference(copied)
-    captured = captured_from(copied, None, example, example)
+    _require_inference(program)
+    captured = captured_from(program, None, example, example)
     reason = None if captured.batch else "the program was exported with a fixed batch size"
     return captured.with_(
         example=_ordered(captured, example),
