@@ -82,6 +82,8 @@ class Rewriting:
         for node in graph.nodes:
             copy = self.graph.node_copy(node, lambda n: self.new[n])
             self.new[node] = copy
+            if node.op == "placeholder":
+                copy.name = node.name  # a new graph would rename those called like a builtin, as `input` is
             if node.op == "call_function":
                 rewriter = REWRITERS.get(node.target)
                 if rewriter is not None and self._touched(node):
