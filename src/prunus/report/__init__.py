@@ -1,1 +1,6 @@
 """Report: what was done to a network, and what it gained."""
+
+from prunus.report.build import build_report, versions
+from prunus.report.data import GroupReport, LayerReport, Report, Totals
+
+__all__ = ["GroupReport", "LayerReport", "Report", "Totals", "build_report", "versions"]

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array, csr_array
 
 from prunus.capture import Captured
@@ -51,7 +50,6 @@ class Group:
         outer: its units contain units of other groups (a head contains its channels).
         node: the operator at which the units meet.
         units: ids of the units, in order.
-        level: how many units of other groups a unit of this one contains, for the report.
     """
 
     name: str
@@ -110,9 +108,9 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
     for g in range(count):
         mine = order[starts[g] : starts[g + 1]]
         drafts.append(mine[np.argsort(units.first[mine], kind="stable")])
-    names = _names(members, nodes, units, drafts)
     rows, tied = _rows(units, group_of, removable, drafts)
     outer = _outer(units, group_of, removable, drafts)
+    names = _names(members, nodes, units, drafts, outer)
     groups = []
     for g, mine in enumerate(drafts):
         held = None if removable[mine[0]] else _reason(units, mine[0])
@@ -127,8 +125,8 @@ def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: li
 
     Where two groups cut across each other (heads and channels of heads), the one whose units lie further apart is outer.
     """
-    control = _control(units).tocoo()
-    unit, owner = control.coords
+    owners = control(units).tocoo()
+    unit, owner = owners.coords
     used = removable[owner]
     pairs = np.unique(np.stack([unit[used], group_of[owner[used]]], 1), axis=0)
     spacing = np.array([np.median(np.diff(np.sort(units.first[mine]))) if len(mine) > 1 else np.inf for mine in drafts])
@@ -196,7 +194,7 @@ def _sentence(units: Units, index: int) -> str:
     return f"{reason.text} (at {reason.node})" if reason.node else reason.text
 
 
-def _control(units: Units) -> csr_array:
+def control(units: Units) -> csr_array:
     """(units, units) boolean: entry (u, s) where u leaves when s does, u itself included."""
     n = units.count
     eye = csr_array((np.ones(n, bool), (np.arange(n), np.arange(n))), shape=(n, n))
@@ -213,12 +211,12 @@ def _control(units: Units) -> csr_array:
 def _members(
     captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int, produced: np.ndarray
 ) -> list[tuple[Member, ...]]:
-    control = _control(units)
+    owners_of = control(units)
     found: list[dict[tuple[str, int], bool]] = [{} for _ in range(count)]
     for place in labels.places:
         span = slice(place.start, place.start + place.size)
         mine = np.unique(units.of_label[span])
-        owners = np.unique(control[mine].indices) if len(mine) else mine
+        owners = np.unique(owners_of[mine].indices) if len(mine) else mine
         name = captured.names[place.placeholder]
         made = bool(produced[span].any())
         for g in np.unique(group_of[owners]):
@@ -241,20 +239,29 @@ def _nodes(captured: Captured, labels: Labels, units: Units, group_of: np.ndarra
     return [b or a for b, a in zip(best, any_node, strict=True)]
 
 
-def _names(members: list[tuple[Member, ...]], nodes: list[str], units: Units, drafts: list[np.ndarray]) -> list[str]:
+def _names(
+    members: list[tuple[Member, ...]], nodes: list[str], units: Units, drafts: list[np.ndarray], outer: np.ndarray
+) -> list[str]:
     """A lone producer gives its path; several give their common path and the operator at which they meet."""
-    names: list[str] = [""] * len(members)
-    taken: dict[str, int] = {}
-    for g in sorted(range(len(members)), key=lambda g: int(units.first[drafts[g][0]])):
+    order = sorted(range(len(members)), key=lambda g: int(units.first[drafts[g][0]]))
+    bases = []
+    for g in range(len(members)):
         producers = list(dict.fromkeys(m.module or m.parameter for m in members[g] if m.produces))
         paths = producers or list(dict.fromkeys(m.module or m.parameter for m in members[g]))
-        if len(paths) == 1:
-            name = paths[0]
-        else:
-            prefix = os.path.commonprefix([p.split(".") for p in paths])
-            name = ".".join([*prefix, nodes[g] or "group"])
-        taken[name] = taken.get(name, 0) + 1
-        names[g] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        prefix = os.path.commonprefix([p.split(".") for p in paths])
+        base = paths[0] if len(paths) == 1 else ".".join([*prefix, nodes[g] or "group"])
+        bases.append(base + "[rows]" if outer[g] else base)
+    names: list[str] = [""] * len(members)
+    taken: set[str] = set()
+    for g in order:
+        name = bases[g]
+        if bases.count(name) > 1 and nodes[g] and not name.endswith(nodes[g]):
+            name = f"{name}@{nodes[g]}"
+        count = 1
+        while (unique := name if count == 1 else f"{name}#{count}") in taken:
+            count += 1
+        taken.add(unique)
+        names[g] = unique
     return names
 
 
@@ -280,7 +287,3 @@ def _rows(
             tied.setdefault(g, set()).update(int(t) for t in present if t != g)
     rows = {g: r for g, r in rows.items() if len(r) > 1}
     return rows, {g: t for g, t in tied.items() if t}
-
-
-def to_tensor(mask: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(mask))

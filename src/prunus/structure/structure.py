@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prunus.capture import Captured
 from prunus.errors import PlanError
 from prunus.structure.groups import Group, find_groups
+from prunus.structure.index import Position, find_positions
 from prunus.structure.interpret import Run
 from prunus.structure.labels import Labels
 from prunus.structure.solve import Units, solve
@@ -43,6 +45,11 @@ class Structure:
         """Groups from which units can be removed."""
         return tuple(group for group in self.groups if group.held is None)
 
+    @cached_property
+    def positions(self) -> dict[str, tuple[Position, ...]]:
+        """Per group that can be pruned: where its units lie along the axes of parameters and buffers."""
+        return find_positions(self.captured, self.labels, self.units, self.groups)
+
     def group(self, name: str) -> Group:
         """The group of that name.
 
@@ -52,8 +59,6 @@ class Structure:
         for group in self.groups:
             if group.name == name:
                 return group
-        import difflib
-
         near = difflib.get_close_matches(name, [g.name for g in self.groups], 3)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise PlanError(f"no group {name!r} in this model{hint}. `print(structure)` lists the groups.")
@@ -89,11 +94,3 @@ def find_structure(captured: Captured) -> Structure:
     units = solve(run.labels)
     groups = find_groups(captured, run.labels, units)
     return Structure(captured, groups, run.labels, units, {node.name: value for node, value in run.values.items()})
-
-
-def keep_mask(tracks: tuple[Tensor, ...], keep: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Which positions of a value stay, broadcast to its shape."""
-    mask = torch.ones((), dtype=torch.bool).expand(shape)
-    for track in tracks:
-        mask = mask & keep[track]
-    return mask

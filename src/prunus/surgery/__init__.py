@@ -1,1 +1,8 @@
 """Surgery: cut the network as a plan says, and prove that what is left computes what it should."""
+
+from prunus.surgery.count import count_macs, count_params, count_size_bytes
+from prunus.surgery.lift import lift
+from prunus.surgery.slice import slice_graph
+from prunus.surgery.verify import Verification, compare
+
+__all__ = ["Verification", "compare", "count_macs", "count_params", "count_size_bytes", "lift", "slice_graph"]

@@ -51,7 +51,7 @@ def count_macs(captured: Captured) -> int:
     Raises:
         SurgeryError: If an operator that contracts has operands of unknown sizes.
     """
-    on_input = _input_dependent(captured)
+    on_input = captured.input_dependent()
     per_batch = shared = 0
     for node in captured.graph.nodes:
         macs = macs_of(node)
@@ -78,16 +78,6 @@ def macs_of(node: fx.Node) -> int:
             f"Cannot count the operations of {node.name} ({node.target}): {error}. Its operands are "
             f"{[str(operand) for operand in node.all_input_nodes]}; each needs a tensor in meta['val']."
         ) from error
-
-
-def _input_dependent(captured: Captured) -> set[fx.Node]:
-    """Values that change with the inputs, or whose shape does."""
-    found: set[fx.Node] = set()
-    inputs = set(captured.inputs)
-    for node in captured.graph.nodes:
-        if node.name in inputs or any(operand in found for operand in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _counts(*operators: torch._ops.OpOverload) -> Callable[[Counter], Counter]:

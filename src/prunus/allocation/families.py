@@ -1,0 +1,154 @@
+"""Families: groups that keep equally many units, and the order in which they would lose them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from prunus.errors import ConfigError
+from prunus.structure import Group, Structure
+
+SMALL = 8  # units; smaller groups are rounded together, not each for itself
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Groups tied to one number: how many units every row keeps.
+
+    Attributes:
+        groups: the tied groups.
+        order: per group, (rows, units per row) indices of units, best first.
+        worth: (units per row,) worth of what the j-th kept unit per row adds; falls with j.
+        allowed: ascending numbers of units per row that may be kept.
+    """
+
+    groups: tuple[Group, ...]
+    order: tuple[np.ndarray, ...]
+    worth: np.ndarray
+    allowed: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.groups[0].row_size
+
+    @property
+    def units(self) -> int:
+        return sum(group.size for group in self.groups)
+
+    def fit(self, count: int) -> int:
+        """The allowed number nearest to `count`, the larger of two equally near."""
+        return min(self.allowed, key=lambda k: (abs(k - count), -k))
+
+    def at_least(self, count: int) -> int:
+        """The smallest allowed number that is no less than `count`."""
+        return next((k for k in self.allowed if k >= count), self.allowed[-1])
+
+    def keep(self, count: int) -> dict[str, np.ndarray]:
+        """Indices that every group keeps when each row keeps `count`."""
+        return {g.name: np.sort(rows[:, :count].reshape(-1)) for g, rows in zip(self.groups, self.order, strict=True)}
+
+
+def held_by(structure: Structure, patterns: Sequence[str]) -> set[str]:
+    """Names of groups that touch a layer matching one of the patterns (paths, prefixes of paths, or globs).
+
+    Raises:
+        ConfigError: a pattern that matches nothing; names similar layers.
+    """
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    names: set[str] = set()
+    modules = {m for group in structure.groups for m in group.modules}
+    every = {p.rpartition(".")[0] for p in structure.captured.names.values()} | set(structure.captured.names.values())
+    missing = []
+    for pattern in patterns:
+        hit = [g.name for g in structure.groups if _matches(pattern, g.name) or any(_matches(pattern, m) for m in (*g.modules, *(m.parameter for m in g.members)))]
+        if not hit and not any(_matches(pattern, path) for path in every):
+            near = difflib.get_close_matches(pattern, modules | set(g.name for g in structure.groups), 3)
+            missing.append(f"{pattern!r}" + (f" (similar: {', '.join(near)})" if near else ""))
+        names.update(hit)
+    if missing:
+        raise ConfigError(f"hold: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them.")
+    return names
+
+
+def _matches(pattern: str, path: str) -> bool:
+    return path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern)
+
+
+def find_families(
+    structure: Structure,
+    scores: Mapping[str, np.ndarray],
+    *,
+    floors: float | Mapping[str, float | int],
+    multiple_of: int,
+) -> list[Family]:
+    """Families of the groups that are scored, in the order of the graph.
+
+    Args:
+        structure: the structure.
+        scores: (units,) per group name; high = keep. Already comparable between groups.
+        floors: least share (or number, for ints) of units per row that stay: one for all, or per pattern.
+        multiple_of: what a group keeps is a multiple of this, or everything.
+    """
+    if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
+        raise ConfigError(f"multiple_of must be a whole number of at least 1, got {multiple_of!r}")
+    by_name = {g.name: g for g in structure.groups}
+    least = _floors(structure, floors)
+    done: set[str] = set()
+    families = []
+    for name in scores:
+        if name in done:
+            continue
+        names = _tied(by_name, name, set(scores))
+        done |= names
+        groups = tuple(g for g in structure.groups if g.name in names)
+        order, worth = [], []
+        for group in groups:
+            rows = group.rows if group.rows is not None else np.arange(group.size)[None]
+            values = scores[group.name][rows]
+            best = np.argsort(-values, axis=1, kind="stable")
+            order.append(np.take_along_axis(rows, best, 1))
+            worth.append(np.take_along_axis(values, best, 1).mean(0))
+        complete = names == _tied(by_name, name, set(by_name))
+        floor = max(least.get(g.name, 0) for g in groups)
+        allowed = _allowed(groups, floor, multiple_of) if complete else (groups[0].row_size,)
+        families.append(Family(groups, tuple(order), np.mean(worth, axis=0), allowed))
+    return families
+
+
+def _tied(by_name: dict[str, Group], name: str, among: set[str]) -> set[str]:
+    found, queue = {name}, [name]
+    while queue:
+        for other in by_name[queue.pop()].tied:
+            if other in among and other not in found:
+                found.add(other)
+                queue.append(other)
+    return found
+
+
+def _allowed(groups: tuple[Group, ...], floor: float, multiple_of: int) -> tuple[int, ...]:
+    size = groups[0].row_size
+    rows = groups[0].row_count
+    step = multiple_of // np.gcd(multiple_of, rows)
+    alone = rows == 1 and size < SMALL and len(groups) == 1
+    least = max(0 if alone else 1, floor if isinstance(floor, int) else int(np.ceil(floor * size - 1e-9)) if not alone else 0)
+    counts = [k for k in range(0, size, int(step)) if k >= least]
+    return (*counts, size)
+
+
+def _floors(structure: Structure, floors: float | Mapping[str, float | int]) -> dict[str, float | int]:
+    if not isinstance(floors, Mapping):
+        floors = {"*": floors}
+    least: dict[str, float | int] = {}
+    for pattern, value in floors.items():
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 0 or isinstance(value, float) and 0 <= value <= 1
+        if not good:
+            raise ConfigError(f"floor {value!r} for {pattern!r}: give a fraction from 0 to 1, or a whole number of channels")
+        for group in structure.groups if pattern == "*" else [g for g in structure.groups if g.name in held_by(structure, (pattern,))]:
+            share = value if isinstance(value, float) else min(1.0, value / group.row_size)
+            least[group.name] = max(least.get(group.name, 0.0), float(share))
+    return least

@@ -1,0 +1,21 @@
+"""Criteria: which units matter. One file per method; each sees numbers only."""
+
+from prunus.criteria.base import CRITERIA, Criterion, GroupView, MemberView, as_criterion, register
+from prunus.criteria.by_index import ByIndex
+from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
+from prunus.criteria.views import Views
+
+__all__ = [
+    "CRITERIA",
+    "ByIndex",
+    "Criterion",
+    "GroupView",
+    "L1Norm",
+    "L2Norm",
+    "MemberView",
+    "Random",
+    "Views",
+    "as_criterion",
+    "check_scores",
+    "register",
+]

@@ -1,0 +1,109 @@
+"""What a criterion is: numbers about a group in, one score per unit out. Criteria never see operators."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from prunus.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class MemberView:
+    """One parameter of a group, as a criterion sees it.
+
+    Attributes:
+        parameter: qualified name in the user's model.
+        axis: the axis along which the group's units lie.
+        produces: the parameter makes the group's channels (rather than consuming or scaling them).
+        weight: (units, elements) all that belongs to each unit, batch normalization folded in where one follows.
+    """
+
+    parameter: str
+    axis: int
+    produces: bool
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GroupView:
+    """A group as a criterion sees it.
+
+    Attributes:
+        name: the group's name.
+        size: number of units.
+        members: weights of two or more dimensions that the group occupies.
+        seed: a number that differs between groups and is the same in every run.
+    """
+
+    name: str
+    size: int
+    members: tuple[MemberView, ...]
+    seed: int = 0
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Scores the units of a group: high = keep.
+
+    Any object with a `score` method will do, and so does a plain callable `(GroupView) -> Tensor`.
+    """
+
+    name: ClassVar[str]
+
+    def score(self, group: GroupView) -> Tensor:
+        """Return one score per unit, (units,)."""
+        ...
+
+
+CRITERIA: dict[str, Callable[[], Criterion]] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Register a criterion class under the name by which the command line and `method="..."` know it."""
+
+    def add(cls: type) -> type:
+        if name in CRITERIA:
+            raise ConfigError(f"two criteria are called {name!r}")
+        cls.name = name
+        CRITERIA[name] = cls
+        return cls
+
+    return add
+
+
+def as_criterion(method: object) -> Criterion:
+    """A criterion from its registered name, an object with a `score` method, or a plain callable.
+
+    Raises:
+        ConfigError: an unknown name, or something that cannot score.
+    """
+    if isinstance(method, str):
+        if method not in CRITERIA:
+            near = difflib.get_close_matches(method, CRITERIA, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown method {method!r}.{hint} Known: {', '.join(sorted(CRITERIA))}.")
+        return CRITERIA[method]()
+    if isinstance(method, type):
+        raise ConfigError(f"pass an object, `{method.__name__}()`, not the class {method.__name__}")
+    if callable(getattr(method, "score", None)):
+        return method  # type: ignore[return-value]
+    if callable(method):
+        return _Function(method)
+    raise ConfigError(f"method must be a name, an object with `score(group)`, or a callable; got {type(method).__name__}")
+
+
+class _Function:
+    """A plain callable as a criterion."""
+
+    name: ClassVar[str] = "function"
+
+    def __init__(self, function: Callable[[GroupView], Tensor]) -> None:
+        self.function = function
+
+    def score(self, group: GroupView) -> Tensor:
+        return self.function(group)

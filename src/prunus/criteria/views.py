@@ -1,0 +1,80 @@
+"""Make the numbers that criteria see from the structure and the weights."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.criteria.base import GroupView, MemberView
+from prunus.structure import Group, Structure
+
+
+class Views:
+    """Makes a `GroupView` for each group of a structure; batch normalizations are folded once."""
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.folded = _batch_norm_gains(structure)
+
+    def group(self, group: Group) -> GroupView:
+        """The group with its weights of two or more dimensions as (units, elements)."""
+        captured = self.structure.captured
+        made = {(m.parameter, m.axis): m.produces for m in group.members}
+        members = []
+        for position in self.structure.positions[group.name]:
+            tensor = captured.tensors[position.placeholder]
+            if captured.kinds[position.placeholder] != "parameter" or tensor.dim() < 2:
+                continue
+            name = captured.names[position.placeholder]
+            weight = tensor.detach()
+            gain = self.folded.get(position.placeholder)
+            if gain is not None:
+                weight = weight * gain.view(-1, *(1,) * (weight.dim() - 1))
+            rows = weight.movedim(position.axis, 0).reshape(weight.shape[position.axis], -1)
+            members.append(MemberView(name, position.axis, made.get((name, position.axis), False), by_unit(rows, position.unit, group.size)))
+        return GroupView(group.name, group.size, tuple(members), zlib.crc32(group.name.encode()))
+
+
+def by_unit(rows: Tensor, unit: np.ndarray, size: int) -> Tensor:
+    """Gather (positions, elements) rows into (units, elements), zero where a unit has fewer positions than others."""
+    if len(unit) == size and np.array_equal(unit, np.arange(size)):
+        return rows
+    order = np.argsort(unit, kind="stable")
+    order = order[np.searchsorted(unit[order], 0) :]
+    counts = np.bincount(unit[order], minlength=size)
+    width = int(counts.max())
+    if (counts == width).all():
+        return rows[torch.from_numpy(order)].reshape(size, -1)
+    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    out = rows.new_zeros(size, width, rows.shape[1])
+    out[torch.from_numpy(unit[order]), torch.from_numpy(slot)] = rows[torch.from_numpy(order)]
+    return out.reshape(size, -1)
+
+
+def _batch_norm_gains(structure: Structure) -> dict[str, Tensor]:
+    """Weight placeholder -> (out,) gain of the batch normalization (with running statistics) right behind its layer."""
+    captured = structure.captured
+    gains: dict[str, Tensor] = {}
+    for node in captured.graph.nodes:
+        if not str(node.target).startswith("aten.batch_norm"):
+            continue
+        layer, weight, _, mean, variance = (*node.args[:5], *(None,) * (5 - len(node.args[:5])))
+        if mean is None or variance is None or layer is None or layer.op != "call_function" or len(layer.users) != 1:
+            continue
+        name = str(layer.target)
+        if not name.startswith(("aten.conv", "aten.linear")) or "transpose" in name:
+            continue
+        kernel = layer.args[1]
+        if kernel.op != "placeholder" or len(kernel.users) != 1 or variance.op != "placeholder":
+            continue
+        eps = node.args[7] if len(node.args) > 7 else 1e-5
+        gain = 1 / (captured.tensors[variance.name].detach() + eps).sqrt()
+        if weight is not None:
+            if weight.op != "placeholder":
+                continue
+            gain = gain * captured.tensors[weight.name].detach()
+        gains[kernel.name] = gain
+    return gains

@@ -1,0 +1,194 @@
+"""From a structure, a method and a target to a plan."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prunus.allocation import Choice, CostModel, Target, find_families, global_rank, held_by, uniform
+from prunus.capture import architecture_hash
+from prunus.criteria import ByIndex, Views, as_criterion, check_scores
+from prunus.describe import describe
+from prunus.errors import ConfigError, PlanError
+from prunus.plan import GroupPlan, Plan, checked
+from prunus.structure import Group, Structure
+
+DEFAULT_FLOOR = 0.05  # of a group's channels: a global ranking must not empty a layer
+
+
+def plan(
+    structure: Structure,
+    *,
+    method: Any = "l2",
+    target: Target | None = None,
+    hold: Sequence[str] = (),
+    floors: float | Mapping[str, float | int] | None = None,
+    multiple_of: int = 1,
+    keep_class: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Decide what every group keeps.
+
+    Args:
+        structure: from `prunus.analyze`.
+        method: a criterion (`prunus.L2Norm()`), its registered name, or a callable `(GroupView) -> (units,) scores`.
+        target: what is kept; not needed with `ByIndex`.
+        hold: layers that are never touched: paths, prefixes of paths or globs.
+        floors: least share (float) or number (int) of channels that stay, for all or per pattern; by default 5 % where
+            channels are ranked across the whole model.
+        multiple_of: every group keeps a multiple of this many channels, or all.
+        keep_class: add constraints that let the user's own class run afterwards.
+        seed: recorded in the plan; criteria that draw numbers have their own.
+
+    Returns:
+        A frozen plan; `apply` executes it.
+
+    Raises:
+        ConfigError: bad method, pattern, floor or multiple.
+        PlanError: scores or indices that do not fit.
+        TargetError: the target cannot be reached; says what can.
+    """
+    if isinstance(method, ByIndex):
+        return _by_index(structure, method, keep_class, seed)
+    criterion = as_criterion(method)
+    if target is None:
+        raise ConfigError("say what to keep: target=prunus.Target(macs=0.5)")
+    if not isinstance(target, Target):
+        raise ConfigError(f"target must be a prunus.Target, such as prunus.Target(macs=0.5); got {type(target).__name__}")
+    untouched = held_by(structure, hold) if hold else set()
+    free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
+    scores = _scores(structure, criterion, free)
+    if floors is None:
+        floors = 0.0 if target.unit == "channels" else DEFAULT_FLOOR
+    families = find_families(structure, scores, floors=floors, multiple_of=multiple_of)
+    if target.fraction == 1:
+        choice: Choice = {}
+    elif target.unit == "channels":
+        choice = uniform(structure, families, target.fraction)
+    else:
+        choice = global_rank(structure, families, target, CostModel(structure))
+    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), target, keep_class, seed)
+
+
+def _scores(structure: Structure, criterion: Any, groups: Sequence[Group]) -> dict[str, np.ndarray]:
+    """Scores per group, divided by the group's mean so that groups compare."""
+    views = Views(structure)
+    scores = {}
+    for group in groups:
+        raw = check_scores(criterion.score(views.group(group)), views.group(group), type(criterion).__name__).numpy()
+        mean = np.abs(raw).mean()
+        scores[group.name] = raw / mean if mean > 0 else raw
+    return scores
+
+
+def _plan(structure: Structure, choice: Choice, method: str, target: Target | None, keep_class: bool, seed: int) -> Plan:
+    groups = []
+    for group in structure.groups:
+        if group.name in choice and len(choice[group.name]) < group.size:
+            members = tuple((m.parameter, m.axis) for m in group.members)
+            groups.append(GroupPlan(group.name, group.size, tuple(int(i) for i in choice[group.name]), members))
+    return Plan(
+        architecture=architecture_hash(structure.captured),
+        groups=tuple(groups),
+        inputs=describe(structure.captured.example),
+        method=method,
+        target=target.to_dict() if target else {},
+        keep_class=keep_class,
+        seed=seed,
+    )
+
+
+def _by_index(structure: Structure, method: ByIndex, keep_class: bool, seed: int) -> Plan:
+    """Check every list against the model; all problems in one message."""
+    choice: Choice = {}
+    problems = []
+    for listed, removing in ((method.keep, False), (method.remove, True)):
+        for name, indices in listed.items():
+            try:
+                group, units = _units(structure, name, indices)
+                stay = sorted(set(range(group.size)) - units) if removing else sorted(units)
+                if not stay:
+                    raise PlanError(f"{name}: this removes all {group.size} channels; at least one must stay")
+                if group.name in choice and not np.array_equal(choice[group.name], stay):
+                    raise PlanError(f"{name}: its channels are those of group {group.name!r}, for which other indices are given as well")
+                choice[group.name] = np.array(stay)
+            except PlanError as error:
+                problems.append(str(error))
+    if problems:
+        raise PlanError("; ".join(problems))
+    made = _plan(structure, choice, "index", None, keep_class, seed)
+    check(structure, made)
+    return made
+
+
+def _units(structure: Structure, name: str, indices: Sequence[int]) -> tuple[Group, set[int]]:
+    by_name = {g.name: g for g in structure.groups}
+    if name in by_name and by_name[name].held is None:
+        group = by_name[name]
+        return group, set(checked(name, group.size, indices))
+    made = [g for g in structure.groups if name in g.producers and not g.outer]
+    free = [g for g in made if g.held is None]
+    if not free:
+        if made or name in by_name:
+            held = made[0].held if made else by_name[name].held
+            raise PlanError(f"{name}: nothing can be removed here: it {held}")
+        paths = {m for g in structure.groups for m in g.producers} | set(by_name)
+        near = difflib.get_close_matches(name, paths, 3)
+        raise PlanError(f"no layer or group {name!r}" + (f"; similar: {', '.join(near)}" if near else ""))
+    if len(free) > 1:
+        raise PlanError(f"{name}: its output belongs to several groups; name one of {', '.join(g.name for g in free)}")
+    group = free[0]
+    axis = next(
+        p for p in structure.positions[group.name]
+        if structure.captured.names[p.placeholder].rpartition(".")[0] == name
+        and any(m.produces and m.axis == p.axis and m.parameter == structure.captured.names[p.placeholder] for m in group.members)
+    )  # fmt: skip
+    chosen = checked(name, len(axis.unit), indices)
+    fixed = [i for i in chosen if axis.unit[i] < 0]
+    if fixed:
+        raise PlanError(f"{name}: channel {fixed[0]} cannot be removed")
+    return group, {int(axis.unit[i]) for i in chosen}
+
+
+def check(structure: Structure, made: Plan) -> None:
+    """Check that a plan fits a structure.
+
+    Raises:
+        PlanError: another architecture, unknown groups, sizes or constraints that do not fit; all problems at once.
+    """
+    if made.architecture != architecture_hash(structure.captured):
+        names = {g.name for g in structure.groups}
+        odd = [g.name for g in made.groups if g.name not in names]
+        sizes = {g.name: g.size for g in structure.groups}
+        other = [f"{g.name} has {sizes[g.name]} channels here, {g.size} in the plan" for g in made.groups if sizes.get(g.name, g.size) != g.size]
+        detail = "; ".join([f"no group {n!r}" for n in odd[:3]] + other[:3]) or "operators or constants differ"
+        raise PlanError(f"this plan was made for another architecture ({detail}). Make a new one with prunus.plan.")
+    problems = []
+    counts: dict[str, int] = {}
+    for entry in made.groups:
+        group = structure.group(entry.name)
+        if group.held is not None:
+            problems.append(f"{entry.name} is held: it {group.held}")
+        elif entry.size != group.size:
+            problems.append(f"{entry.name} has {group.size} units here, {entry.size} in the plan")
+        elif not entry.keep:
+            problems.append(f"{entry.name}: all channels would go; at least one must stay")
+        elif group.rows is not None:
+            stays = np.zeros(group.size, bool)
+            stays[list(entry.keep)] = True
+            per_row = np.unique(stays[group.rows].sum(1))
+            if len(per_row) > 1:
+                problems.append(f"{entry.name}: its {group.row_count} rows must keep equally many channels, not {per_row.tolist()}")
+            counts[entry.name] = int(per_row[0])
+        else:
+            counts[entry.name] = len(entry.keep)
+    for name, count in counts.items():
+        group = structure.group(name)
+        for other in group.tied:
+            if counts.get(other, structure.group(other).row_size) != count:
+                problems.append(f"{name} keeps {count} per row, {other} {counts.get(other, structure.group(other).row_size)}: they must agree")
+    if problems:
+        raise PlanError("the plan does not fit the model: " + "; ".join(problems))

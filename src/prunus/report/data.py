@@ -1,0 +1,104 @@
+"""What a report says, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A model in numbers.
+
+    Attributes:
+        params: number of parameters.
+        macs: multiply-accumulates of one sample (of the captured batch where the batch is not dynamic).
+        size_bytes: bytes of parameters and persistent buffers.
+        latency_ms: median time of one forward on the example inputs; None if not measured.
+    """
+
+    params: int
+    macs: int
+    size_bytes: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group before and after: sizes are numbers of units."""
+
+    name: str
+    size: int
+    kept: int
+    held: str | None
+    constraints: tuple[str, ...]
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer with parameters.
+
+    Attributes:
+        path: module path.
+        kind: the operator that uses its weight.
+        before, after: shape of its largest parameter before and after; `after` is None if the layer disappeared.
+        params_before, params_after: number of parameters.
+        reason: why it was left alone, or None if it shrank.
+    """
+
+    path: str
+    kind: str
+    before: tuple[int, ...]
+    after: tuple[int, ...] | None
+    params_before: int
+    params_after: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known about one compression.
+
+    Attributes:
+        form: "class" when `model` is the user's own class, "graph" when it is a graph module with real layers.
+        form_reason: what prevented the user's class, with the source line; empty for "class".
+        method, target: what was asked for.
+        before, after: totals.
+        groups, layers: what happened to each.
+        verification: error, tolerance, precision, inputs; None if it was turned off.
+        unknown_operators: operators without a rule, by node.
+        latency_threads: threads at which latency was measured.
+        notes: remarks.
+        versions: of prunus, torch and Python.
+        seed: of the plan.
+    """
+
+    form: str
+    form_reason: str
+    method: str
+    target: dict[str, float]
+    before: Totals
+    after: Totals
+    groups: tuple[GroupReport, ...]
+    layers: tuple[LayerReport, ...]
+    verification: dict[str, Any] | None
+    unknown_operators: dict[str, str] = field(default_factory=dict)
+    latency_threads: int | None = None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def __str__(self) -> str:
+        from prunus.report.text import as_text
+
+        return as_text(self)
