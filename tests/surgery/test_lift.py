@@ -436,6 +436,66 @@ def test_paths_of_modules_without_parameters() -> None:
     assert calls(lifted(DropoutName(), torch.randn(2, 4))) == ["dropout_1"]
 
 
+# --- attention
+
+
+class OwnAttention(nn.Module):
+    """Grouped heads, a mask, a scale, and a dropout probability that only training passes on."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.dropout = dropout
+        self.register_buffer("mask", torch.ones(6, 6, dtype=torch.bool).tril())
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        q, k, v = (p(x).unflatten(-1, (-1, 8)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, self.mask, dropout_p=dropout, scale=0.3, enable_gqa=True
+        )
+
+
+def test_dropout_inside_fused_attention_follows_the_mode() -> None:
+    model = nn.Sequential(OwnAttention(0.4), nn.Flatten(1))
+    x = torch.randn(2, 6, 16)
+    random_state = torch.get_rng_state()
+    result = lifted(model, x)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training and model[0].calls == 0
+    (name,) = (name for name in calls(result) if "attention" in name)
+    assert result.get_submodule(name).dropout_p == 0.4
+    assert_same_behavior(model.eval(), result, x)
+    assert not torch.equal(result.train()(x), result(x))
+    assert torch.equal(result.eval()(x), result(x))
+
+
+def test_attention_without_dropout_stays_a_call() -> None:
+    result = lifted(nn.Sequential(OwnAttention(0.0)), torch.randn(2, 6, 16))
+    assert calls(result) == ["0.q", "0.k", "0.v"]
+
+
+class LooksAtValues(OwnAttention):
+    """Cannot be run without data in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2 if self.training and x.sum() > 0 else x)
+
+
+def test_attention_that_cannot_be_run_without_data_stays_as_in_evaluation() -> None:
+    result = lifted(nn.Sequential(LooksAtValues(0.4)), torch.randn(2, 6, 16)).train()
+    assert calls(result) == ["0.q", "0.k", "0.v"]
+
+
+def test_transformer_encoder_trains_like_the_original() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    result = lifted(model, torch.randn(2, 6, 16))
+    assert_same_behavior(model.eval(), result, torch.randn(2, 6, 16))
+
+
 # --- tensors
 
 

@@ -32,7 +32,7 @@ def lift(small: Captured) -> fx.GraphModule:
     arguments as the example inputs, the same structure of outputs.
 
     What evaluation mode skips is not in the graph and so not in the result: stochastic depth, auxiliary
-    heads, and dropout inside a fused attention call.
+    heads.
 
     Args:
         small: A graph with placeholders for its tensors. It is not changed.

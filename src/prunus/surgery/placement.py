@@ -9,6 +9,7 @@ from torch import fx
 import prunus.surgery.modules
 import prunus.surgery.parameter_free  # noqa: F401  both register their recipes
 from prunus.capture import Captured
+from prunus.surgery.attention import attention_recipes
 from prunus.surgery.recipe import Recipe, find_recipe
 
 __all__ = ["Placement", "module_path", "place_modules"]
@@ -37,6 +38,7 @@ def place_modules(small: Captured) -> Placement:
     nothing else.
     """
     recipes = {node: recipe for node in small.graph.nodes if (recipe := find_recipe(node)) is not None}
+    recipes |= attention_recipes(small, module_path)
     modules: dict[str, Recipe] = {}
     calls: dict[fx.Node, tuple[str, Recipe]] = {}
     candidates = {
