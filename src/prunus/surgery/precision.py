@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunus.surgery.depthwise import is_slow_depthwise, shifted_sum
+
 __all__ = ["OnePrecision", "at_precision", "copy_at_precision", "exact_arithmetic", "is_bitcast"]
 
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
@@ -78,6 +80,8 @@ class OnePrecision(TorchDispatchMode):
             # what is written to keeps its type; torch promotes the others
             return func(*args, **kwargs)
         args, kwargs = pytree.tree_map(lambda x: at_precision(x, self.dtype), (args, kwargs))
+        if is_slow_depthwise(func, args):
+            return shifted_sum(*args)
         result = func(*args, **kwargs)
         leaves = pytree.tree_leaves(result)
         if all(at_precision(leaf, self.dtype) is leaf for leaf in leaves):

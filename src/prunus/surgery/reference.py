@@ -6,6 +6,7 @@ Movement and elementwise operators cannot, so they run as they are.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from prunus.errors import VerificationError
 from prunus.inputs import Inputs
 from prunus.surgery.masks import Masks, check_fits, fill, varies
 from prunus.surgery.place import place_of
-from prunus.surgery.precision import at_precision, is_bitcast
+from prunus.surgery.precision import OnePrecision, at_precision, is_bitcast
 from prunus.surgery.reference_norms import NORMS
 from prunus.surgery.reference_operators import is_transparent, spatial_axes
 from prunus.surgery.reference_reductions import NEUTRAL, STATISTICS, attention, neutral, reduced_axes
@@ -97,7 +98,10 @@ class Interpreter:
         target = node.target
         if not isinstance(target, torch._ops.OpOverload):
             return target(*self._read(node.args), **self._read(node.kwargs))  # type: ignore[operator]
-        return pytree.tree_map(lambda x: at_precision(x, self.dtype), self._operator(node, target))
+        # the mode brings fast depthwise convolutions; elsewhere it would cost more than it brings
+        with OnePrecision(self.dtype) if "conv" in target._schema.name else nullcontext():
+            result = self._operator(node, target)
+        return pytree.tree_map(lambda x: at_precision(x, self.dtype), result)
 
     def _operator(self, node: fx.Node, target: torch._ops.OpOverload) -> Any:
         name = target._schema.name.removeprefix("aten::")
