@@ -1,17 +1,117 @@
-"""A report as a plain text table."""
+"""A report as plain text, for a terminal of any width."""
 
 from __future__ import annotations
 
 from prunus.report.data import Report
+from prunus.report.rows import Row, layer_rows
+from prunus.structure.table import aligned, by_operator
+
+__all__ = [
+    "LAYER_HEAD",
+    "TOTALS_HEAD",
+    "as_text",
+    "asked",
+    "counts_line",
+    "form_line",
+    "layer_cells",
+    "remarks",
+    "totals",
+    "verification_line",
+    "versions_line",
+]
+
+_NAMES = {"params": "parameters", "macs": "MACs", "size_bytes": "bytes", "latency_ms": "latency (ms)"}
+TOTALS_HEAD = ("", "before", "after", "kept")
+LAYER_HEAD = ("layer", "kind", "weight before", "weight after", "parameters", "kept", "note")
 
 
 def as_text(report: Report) -> str:
-    """The totals, the layers and the verification, for a terminal of any width."""
-    lines = [f"{'':12}{'before':>16}{'after':>16}{'kept':>9}"]
-    for name in ("params", "macs", "size_bytes", "latency_ms"):
-        before, after = getattr(report.before, name), getattr(report.after, name)
-        if before is None or after is None:
-            continue
-        form = ",.2f" if name == "latency_ms" else ",d"
-        lines.append(f"{name:12}{before:>16{form}}{after:>16{form}}{after / before if before else 1:>9.1%}")
+    """What was asked for, the totals, what came back, the verification, and the table of layers."""
+    rows = [LAYER_HEAD, *(layer_cells(row) for row in layer_rows(report))]
+    lines = [
+        asked(report),
+        "",
+        *aligned([TOTALS_HEAD, *totals(report)], right=(1, 2, 3)),
+        "",
+        form_line(report),
+        verification_line(report),
+        *remarks(report),
+        *(by_operator(report.unknown_operators)),
+        "",
+        *aligned(rows, right=(4, 5)),
+        "",
+        counts_line(report),
+        versions_line(report),
+    ]
     return "\n".join(lines)
+
+
+def asked(report: Report) -> str:
+    """Method and target in a sentence."""
+    target = ", ".join(f"{unit}={fraction:g}" for unit, fraction in report.target.items())
+    return f"Pruned by {report.method or 'hand'}" + (f" to {target}." if target else ".")
+
+
+def totals(report: Report) -> list[tuple[str, str, str, str]]:
+    """Rows of name, before, after and the share kept; latency only where it was measured."""
+    rows = []
+    for unit, name in _NAMES.items():
+        before, after = getattr(report.before, unit), getattr(report.after, unit)
+        if after is None:
+            continue
+        if unit == "latency_ms" and report.latency_threads:
+            name += f", {report.latency_threads} thread{'s' * (report.latency_threads != 1)}"
+        form = ",.2f" if unit == "latency_ms" else ",d"
+        kept = "" if before is None else f"{after / before:.1%}" if before else "100.0%"
+        rows.append((name, "-" if before is None else format(before, form), format(after, form), kept))
+    return rows
+
+
+def form_line(report: Report) -> str:
+    """What kind of module came back, and why."""
+    if report.form == "class":
+        return "Model: your own class with smaller parameters."
+    return f"Model: a graph module with layers under their original names, because {report.form_reason}"
+
+
+def verification_line(report: Report) -> str:
+    """How well the result agrees with the masked original."""
+    checked = report.verification
+    if checked is None:
+        return "Not verified: verification was turned off."
+    count = checked["inputs_checked"]
+    said = "Verified" if checked["passed"] else "WRONG"
+    error, tolerance = checked["max_relative_error"], checked["tolerance"]
+    return (
+        f"{said}: differs from the masked original by {error:.1e} of the outputs' scale at most "
+        f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} input{'s' * (count != 1)})."
+    )
+
+
+def remarks(report: Report) -> list[str]:
+    """Notes on the run and on the verification."""
+    said = (report.verification or {}).get("remarks", ())
+    return [f"Note: {text}" for text in (*report.notes, *said)]
+
+
+def layer_cells(row: Row) -> tuple[str, str, str, str, str, str, str]:
+    """A row as text."""
+    notes = [f"each of {row.layers}"] if row.layers > 1 else []
+    notes += [f"left alone: {row.reason}"] if row.reason else []
+    kept = "" if row.reason else f"{row.params_kept:.1%}"
+    return row.path, row.kind, row.before, row.after, f"{row.params:,}", kept, "; ".join(notes)
+
+
+def counts_line(report: Report) -> str:
+    """How many layers shrank, went, and stayed."""
+    alone = sum(layer.reason is not None for layer in report.layers)
+    gone = sum(layer.after is None for layer in report.layers)
+    smaller = len(report.layers) - alone - gone
+    return f"{len(report.layers)} layers: {smaller} smaller, {gone} gone, {alone} left alone."
+
+
+def versions_line(report: Report) -> str:
+    """What it was made with."""
+    made = {"prunus": "prunus", "torch": "torch", "python": "Python"}
+    said = [f"{made.get(name, name)} {version}" for name, version in report.versions.items()]
+    return ", ".join([*said, f"seed {report.seed}"])
