@@ -28,7 +28,7 @@ __all__ = ["print_report"]
 
 _NOTE = LAYER_HEAD.index("note")
 _NOTE_WIDTH = 24  # characters; longer notes are folded
-_DISPENSABLE = (LAYER_HEAD.index("kind"), LAYER_HEAD.index("parameters"))
+_DISPENSABLE = tuple(LAYER_HEAD.index(name) for name in ("kind", "parameters", "weight before"))
 
 
 def print_report(report: Report, console: Console | None = None, *, layers: bool = True) -> None:
