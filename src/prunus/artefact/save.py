@@ -1,0 +1,181 @@
+"""Write a result: plan, weights, a self-contained model, a report; all of it or nothing."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.artefact.atomic import new_folder
+from prunus.artefact.checks import FILES, MODEL, PLAN, REPORT, WEIGHTS, written
+from prunus.artefact.load import rebuild
+from prunus.artefact.onnx import require_onnx, write_onnx
+from prunus.artefact.program import export_for_saving, on_cpu, plain
+from prunus.artefact.tensors import write_state
+from prunus.capture import Captured, architecture_hash
+from prunus.capture.batch import batch_size, with_batch
+from prunus.capture.export import Export
+from prunus.capture.preserve import buffers_kept, left_as_found
+from prunus.errors import ArtefactError
+from prunus.inputs import Inputs
+from prunus.surgery.difference import relative_error
+
+__all__ = ["save"]
+
+_TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_TOLERANCE = 1e-4
+
+
+class _Plan(Protocol):
+    @property
+    def architecture(self) -> str: ...
+    def to_json(self) -> str: ...
+
+
+class _Report(Protocol):
+    def to_json(self) -> str: ...
+
+
+class SavableResult(Protocol):
+    """What of a result is saved."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def plan(self) -> _Plan: ...
+    @property
+    def report(self) -> _Report: ...
+    @property
+    def captured(self) -> Captured: ...
+
+
+def save(
+    result: SavableResult, directory: str | os.PathLike[str], *, overwrite: bool = False, onnx: bool = False
+) -> Path:
+    """Write a result to a folder, from which `prunus.load` builds the model without its code.
+
+    * ``plan.json``: what was removed from what; `prunus.apply` repeats it on a fresh model.
+    * ``model.safetensors``: the state dict of the model as it is now, trained further or not. Tied tensors
+      are in it once, and its metadata has their other names.
+    * ``model.pt2``: the exported model, on the CPU, with any batch size where the capture had that. It keeps
+      up to two samples of the example inputs.
+    * ``report.json``; ``model.onnx`` on request, checked against onnxruntime to 1e-4 of the outputs' scale.
+    * ``artefact.json``: versions, architecture, size and SHA-256 of each file.
+
+    All is written to a folder beside the target, loaded from there and compared with the model, flushed to
+    the disk, and moved into place as a whole: a full disk or a killed process leaves the target as it was.
+
+    Args:
+        result: What `prunus.compress` or `prunus.apply` returned.
+        directory: The folder; parents are created.
+        overwrite: Replace the folder if it exists and holds nothing but an earlier result.
+        onnx: Write ``model.onnx`` too; needs ``prunus[onnx]``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtefactError: If the folder exists, cannot be written, or what was written does not compute what the
+            model computes.
+    """
+    if onnx:
+        require_onnx()
+    target = Path(directory)
+    with new_folder(target, overwrite=overwrite, files=FILES) as folder:
+        _write(result, folder, onnx)
+    return target
+
+
+def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
+    _write_text(folder / PLAN, result.plan.to_json())
+    _write_text(folder / REPORT, result.report.to_json())
+    write_state(result.model.state_dict(), folder / WEIGHTS)
+    model = on_cpu(result.model)
+    export = export_for_saving(model, result.captured)
+    _write_program(folder / MODEL, export)
+    name = _class_name(result)
+    loaded, captured = rebuild(folder / MODEL, name)
+    _require_same_state(result.model, loaded)
+    dynamic = export.static_reason is None
+    with left_as_found(model), buffers_kept(model):
+        for inputs in _trials(export.run_inputs, dynamic):
+            _require_same_outputs(model, loaded, inputs)
+        if onnx:
+            write_onnx(export.program, model, export.run_inputs, folder / "model.onnx", dynamic)
+    import prunus
+
+    written(
+        folder,
+        prunus=prunus.__version__,
+        model_class=name,
+        architecture=architecture_hash(captured),
+        original_architecture=result.plan.architecture,
+        batch="dynamic" if dynamic else "fixed",
+        batch_reason=export.static_reason,
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def _write_program(path: Path, export: Export) -> None:
+    with path.open("wb") as file:
+        torch.export.save(export.program, file)  # type: ignore[arg-type]  takes any open file
+
+
+def _class_name(result: SavableResult) -> str:
+    """Name of the original class, without what lifting puts before it."""
+    name = type(result.model).__name__.removeprefix("Lifted")
+    return name if name.isidentifier() else "Module"
+
+
+# --- what was written computes what the model computes
+
+
+def _require_same_state(model: nn.Module, loaded: nn.Module) -> None:
+    expected, found = model.state_dict(), loaded.state_dict()
+    if set(expected) != set(found):
+        different = sorted(set(expected) ^ set(found))
+        raise ArtefactError(
+            f"The saved model has other tensors than the model: {', '.join(different[:5])}. Nothing was "
+            "saved."
+        )
+    for name, tensor in expected.items():
+        if not torch.equal(tensor.detach().cpu(), found[name]):
+            if tensor.isnan().any():
+                raise ArtefactError(f"{name} holds NaN; such a model is not saved.")
+            raise ArtefactError(f"{name} in the saved model is not what the model has. Nothing was saved.")
+
+
+def _trials(inputs: Inputs, dynamic: bool) -> list[Inputs]:
+    size = batch_size(inputs)
+    return [inputs, with_batch(inputs, size, size + 1)] if dynamic and size else [inputs]
+
+
+def _require_same_outputs(model: nn.Module, loaded: nn.Module, inputs: Inputs) -> None:
+    expected, got = _outputs(model, inputs), _outputs(loaded, inputs)
+    if len(expected) != len(got):
+        raise ArtefactError(
+            f"The saved model returns {len(got)} values where the model returns {len(expected)}. Nothing was "
+            "saved."
+        )
+    for number, (wanted, result) in enumerate(zip(expected, got, strict=True)):
+        if not isinstance(wanted, Tensor):
+            continue
+        same = isinstance(result, Tensor) and result.shape == wanted.shape and result.dtype == wanted.dtype
+        error = relative_error(wanted, result) if same else float("inf")
+        if error > _TOLERANCES.get(wanted.dtype, _TOLERANCE):
+            raise ArtefactError(
+                f"Output {number} of the saved model differs by {error:.1e} of its scale from the model's. "
+                "Nothing was saved."
+            )
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs.args, inputs.kwargs))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return pytree.tree_leaves(plain(model(*args, **kwargs)))
