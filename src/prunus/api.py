@@ -52,18 +52,20 @@ class Result:
         return save(self, directory, overwrite=overwrite, onnx=onnx)
 
 
-def analyze(model: Any, example_inputs: Any = None) -> Structure:
+def analyze(model: Any, example_inputs: Any = None, *, keep_class: bool = False) -> Structure:
     """Find which channels of a model live and die together, and why some cannot.
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or the path of a `.pt2` file. It is left as found.
         example_inputs: a tensor, a tuple, a dictionary of keywords, or `prunus.Inputs`; not needed for exported programs.
+        keep_class: add the constraints that the user's own class needs to run afterwards, such as equal widths of q, k and v
+            in one packed layer.
 
     Raises:
         CaptureError: the model cannot be exported, the inputs do not fit it, or its weights are not finite.
         StructureError: the graph cannot be followed.
     """
-    return find_structure(capture(model, example_inputs))
+    return find_structure(capture(model, example_inputs), keep_class=keep_class)
 
 
 def apply(
@@ -87,24 +89,50 @@ def apply(
         PlanError: the plan is for another architecture, or breaks a constraint.
         SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
     """
-    inputs = example_inputs if example_inputs is not None else rebuild(plan.inputs) if isinstance(model, nn.Module) else None
-    return execute(find_structure(capture(model, inputs)), plan, verify=verify, measure_latency=measure_latency)
+    inputs = (
+        example_inputs
+        if example_inputs is not None
+        else rebuild(plan.inputs)
+        if isinstance(model, nn.Module)
+        else None
+    )
+    return execute(
+        find_structure(capture(model, inputs), keep_class=plan.keep_class),
+        plan,
+        verify=verify,
+        measure_latency=measure_latency,
+    )
 
 
-def execute(structure: Structure, plan: Plan, *, verify: bool = True, measure_latency: bool = False) -> Result:
+def execute(
+    structure: Structure, plan: Plan, *, verify: bool = True, measure_latency: bool = False
+) -> Result:
     """Execute a plan on the model of a structure, without capturing it again. See `apply`."""
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
     small = slice_graph(structure, keep)
     module = lift(small)
-    verification = compare(structure.captured, structure.tracks, _tensor(keep), module, small) if verify else None
+    verification = (
+        compare(structure.captured, structure.tracks, _tensor(keep), module, small) if verify else None
+    )
     own, reason = _own_class(structure, small, module, keep, plan)
     model = own if own is not None else module
-    report = build_report(structure, small, plan, model, "class" if own is not None else "graph", reason, verification, measure_latency)
+    report = build_report(
+        structure,
+        small,
+        plan,
+        model,
+        "class" if own is not None else "graph",
+        reason,
+        verification,
+        measure_latency,
+    )
     return Result(model, plan, report, small, structure)
 
 
-def _own_class(structure: Structure, small: Captured, module: nn.Module, keep: np.ndarray, plan: Plan) -> tuple[nn.Module | None, str]:
+def _own_class(
+    structure: Structure, small: Captured, module: nn.Module, keep: np.ndarray, plan: Plan
+) -> tuple[nn.Module | None, str]:
     if structure.captured.model is None:
         return None, "the source was an exported program, which has no class"
     if not plan.groups:
@@ -151,8 +179,8 @@ def compress(
         >>> result.model[0].out_features
         8
     """
-    structure = analyze(model, example_inputs)
+    structure = analyze(model, example_inputs, keep_class=keep_class)
     made = plan(
-        structure, method=method, target=target, hold=hold, floors=floors, multiple_of=multiple_of, keep_class=keep_class, seed=seed
+        structure, method=method, target=target, hold=hold, floors=floors, multiple_of=multiple_of, seed=seed
     )
     return execute(structure, made, verify=verify, measure_latency=measure_latency)

@@ -27,7 +27,6 @@ def plan(
     hold: Sequence[str] = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
-    keep_class: bool = False,
     seed: int = 0,
 ) -> Plan:
     """Decide what every group keeps.
@@ -40,7 +39,6 @@ def plan(
         floors: least share (float) or number (int) of channels that stay, for all or per pattern; by default 5 % where
             channels are ranked across the whole model.
         multiple_of: every group keeps a multiple of this many channels, or all.
-        keep_class: add constraints that let the user's own class run afterwards.
         seed: recorded in the plan; criteria that draw numbers have their own.
 
     Returns:
@@ -52,12 +50,14 @@ def plan(
         TargetError: the target cannot be reached; says what can.
     """
     if isinstance(method, ByIndex):
-        return _by_index(structure, method, keep_class, seed)
+        return _by_index(structure, method, seed)
     criterion = as_criterion(method)
     if target is None:
         raise ConfigError("say what to keep: target=prunus.Target(macs=0.5)")
     if not isinstance(target, Target):
-        raise ConfigError(f"target must be a prunus.Target, such as prunus.Target(macs=0.5); got {type(target).__name__}")
+        raise ConfigError(
+            f"target must be a prunus.Target, such as prunus.Target(macs=0.5); got {type(target).__name__}"
+        )
     untouched = held_by(structure, hold) if hold else set()
     free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
     scores = _scores(structure, criterion, free)
@@ -70,7 +70,7 @@ def plan(
         choice = uniform(structure, families, target.fraction)
     else:
         choice = global_rank(structure, families, target, CostModel(structure))
-    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), target, keep_class, seed)
+    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), target, seed)
 
 
 def _scores(structure: Structure, criterion: Any, groups: Sequence[Group]) -> dict[str, np.ndarray]:
@@ -78,30 +78,34 @@ def _scores(structure: Structure, criterion: Any, groups: Sequence[Group]) -> di
     views = Views(structure)
     scores = {}
     for group in groups:
-        raw = check_scores(criterion.score(views.group(group)), views.group(group), type(criterion).__name__).numpy()
+        raw = check_scores(
+            criterion.score(views.group(group)), views.group(group), type(criterion).__name__
+        ).numpy()
         mean = np.abs(raw).mean()
         scores[group.name] = raw / mean if mean > 0 else raw
     return scores
 
 
-def _plan(structure: Structure, choice: Choice, method: str, target: Target | None, keep_class: bool, seed: int) -> Plan:
+def _plan(structure: Structure, choice: Choice, method: str, target: Target | None, seed: int) -> Plan:
     groups = []
     for group in structure.groups:
         if group.name in choice and len(choice[group.name]) < group.size:
             members = tuple((m.parameter, m.axis) for m in group.members)
-            groups.append(GroupPlan(group.name, group.size, tuple(int(i) for i in choice[group.name]), members))
+            groups.append(
+                GroupPlan(group.name, group.size, tuple(int(i) for i in choice[group.name]), members)
+            )
     return Plan(
         architecture=architecture_hash(structure.captured),
         groups=tuple(groups),
         inputs=describe(structure.captured.example),
         method=method,
         target=target.to_dict() if target else {},
-        keep_class=keep_class,
+        keep_class=structure.keep_class,
         seed=seed,
     )
 
 
-def _by_index(structure: Structure, method: ByIndex, keep_class: bool, seed: int) -> Plan:
+def _by_index(structure: Structure, method: ByIndex, seed: int) -> Plan:
     """Check every list against the model; all problems in one message."""
     choice: Choice = {}
     problems = []
@@ -113,13 +117,15 @@ def _by_index(structure: Structure, method: ByIndex, keep_class: bool, seed: int
                 if not stay:
                     raise PlanError(f"{name}: this removes all {group.size} channels; at least one must stay")
                 if group.name in choice and not np.array_equal(choice[group.name], stay):
-                    raise PlanError(f"{name}: its channels are those of group {group.name!r}, for which other indices are given as well")
+                    raise PlanError(
+                        f"{name}: its channels are those of group {group.name!r}, for which other indices are given as well"
+                    )
                 choice[group.name] = np.array(stay)
             except PlanError as error:
                 problems.append(str(error))
     if problems:
         raise PlanError("; ".join(problems))
-    made = _plan(structure, choice, "index", None, keep_class, seed)
+    made = _plan(structure, choice, "index", None, seed)
     check(structure, made)
     return made
 
@@ -139,7 +145,9 @@ def _units(structure: Structure, name: str, indices: Sequence[int]) -> tuple[Gro
         near = difflib.get_close_matches(name, paths, 3)
         raise PlanError(f"no layer or group {name!r}" + (f"; similar: {', '.join(near)}" if near else ""))
     if len(free) > 1:
-        raise PlanError(f"{name}: its output belongs to several groups; name one of {', '.join(g.name for g in free)}")
+        raise PlanError(
+            f"{name}: its output belongs to several groups; name one of {', '.join(g.name for g in free)}"
+        )
     group = free[0]
     axis = next(
         p for p in structure.positions[group.name]
@@ -163,9 +171,17 @@ def check(structure: Structure, made: Plan) -> None:
         names = {g.name for g in structure.groups}
         odd = [g.name for g in made.groups if g.name not in names]
         sizes = {g.name: g.size for g in structure.groups}
-        other = [f"{g.name} has {sizes[g.name]} channels here, {g.size} in the plan" for g in made.groups if sizes.get(g.name, g.size) != g.size]
-        detail = "; ".join([f"no group {n!r}" for n in odd[:3]] + other[:3]) or "operators or constants differ"
-        raise PlanError(f"this plan was made for another architecture ({detail}). Make a new one with prunus.plan.")
+        other = [
+            f"{g.name} has {sizes[g.name]} channels here, {g.size} in the plan"
+            for g in made.groups
+            if sizes.get(g.name, g.size) != g.size
+        ]
+        detail = (
+            "; ".join([f"no group {n!r}" for n in odd[:3]] + other[:3]) or "operators or constants differ"
+        )
+        raise PlanError(
+            f"this plan was made for another architecture ({detail}). Make a new one with prunus.plan."
+        )
     problems = []
     counts: dict[str, int] = {}
     for entry in made.groups:
@@ -181,7 +197,9 @@ def check(structure: Structure, made: Plan) -> None:
             stays[list(entry.keep)] = True
             per_row = np.unique(stays[group.rows].sum(1))
             if len(per_row) > 1:
-                problems.append(f"{entry.name}: its {group.row_count} rows must keep equally many channels, not {per_row.tolist()}")
+                problems.append(
+                    f"{entry.name}: its {group.row_count} rows must keep equally many channels, not {per_row.tolist()}"
+                )
             counts[entry.name] = int(per_row[0])
         else:
             counts[entry.name] = len(entry.keep)
@@ -189,6 +207,8 @@ def check(structure: Structure, made: Plan) -> None:
         group = structure.group(name)
         for other in group.tied:
             if counts.get(other, structure.group(other).row_size) != count:
-                problems.append(f"{name} keeps {count} per row, {other} {counts.get(other, structure.group(other).row_size)}: they must agree")
+                problems.append(
+                    f"{name} keeps {count} per row, {other} {counts.get(other, structure.group(other).row_size)}: they must agree"
+                )
     if problems:
         raise PlanError("the plan does not fit the model: " + "; ".join(problems))

@@ -12,7 +12,16 @@ from prunus.capture import Captured
 from prunus.structure.labels import Labels
 from prunus.structure.solve import Units
 
-INPUT_SIDE = {"linear", "conv", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "embedding"}
+INPUT_SIDE = {
+    "linear",
+    "conv",
+    "batch_norm",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
+    "embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,17 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
     for g, mine in enumerate(drafts):
         held = None if removable[mine[0]] else _reason(units, mine[0])
         groups.append(
-            Group(names[g], len(mine), members[g], held, rows.get(g), tuple(names[t] for t in tied.get(g, ())), bool(outer[g]), nodes[g], mine)
+            Group(
+                names[g],
+                len(mine),
+                members[g],
+                held,
+                rows.get(g),
+                tuple(names[t] for t in tied.get(g, ())),
+                bool(outer[g]),
+                nodes[g],
+                mine,
+            )
         )
     return tuple(sorted(groups, key=lambda group: int(units.first[group.units[0]])))
 
@@ -128,19 +147,27 @@ def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: li
     owners = control(units).tocoo()
     unit, owner = owners.coords
     used = removable[owner]
-    pairs = np.unique(np.stack([unit[used], group_of[owner[used]]], 1), axis=0)
-    spacing = np.array([np.median(np.diff(np.sort(units.first[mine]))) if len(mine) > 1 else np.inf for mine in drafts])
+    keys = np.unique(unit[used].astype(np.int64) * len(drafts) + group_of[owner[used]])
+    pairs = np.stack([keys // max(len(drafts), 1), keys % max(len(drafts), 1)], 1)
+    spacing = np.array(
+        [np.median(np.diff(np.sort(units.first[mine]))) if len(mine) > 1 else np.inf for mine in drafts]
+    )
     outer = np.zeros(len(drafts), bool)
     shared = np.flatnonzero(np.bincount(pairs[:, 0], minlength=units.count) > 1)
     pairs = pairs[np.isin(pairs[:, 0], shared)]
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     sets = {tuple(groups) for groups in np.split(pairs[:, 1], starts[1:])} if len(pairs) else set()
-    contains = np.unique(np.stack([group_of[units.slab], group_of[units.member]], 1), axis=0) if len(units.slab) else []
-    inside = {(int(s), int(m)) for s, m in contains if s >= 0 and m >= 0}
+    known = (group_of[units.slab] >= 0) & (group_of[units.member] >= 0)
+    contains = np.unique(group_of[units.slab[known]] * len(drafts) + group_of[units.member[known]])
+    inside = {(int(key) // len(drafts), int(key) % len(drafts)) for key in contains}
     for groups in sets:
         for a in groups:
             for b in groups:
-                if a != b and (b, a) not in inside and ((a, b) in inside or (spacing[a], a) > (spacing[b], b)):
+                if (
+                    a != b
+                    and (b, a) not in inside
+                    and ((a, b) in inside or (spacing[a], a) > (spacing[b], b))
+                ):
                     outer[a] = True
     return outer
 
@@ -166,7 +193,9 @@ def _partition(units: Units, removable: np.ndarray, held: np.ndarray) -> tuple[n
         return group_of, 0
     reason = np.where(removable[chosen], -2, units.held[chosen])
     text = {-2: 0}
-    codes = np.array([text.setdefault(_code(units, r), len(text)) for r in reason])  # units held for one reason together
+    codes = np.array(
+        [text.setdefault(_code(units, r), len(text)) for r in reason]
+    )  # units held for one reason together
     keys = np.stack([units.signature[chosen].astype(np.int64), codes], 1)
     _, inverse = np.unique(keys, axis=0, return_inverse=True)
     group_of[chosen] = inverse.reshape(-1)
@@ -198,7 +227,9 @@ def control(units: Units) -> csr_array:
     """(units, units) boolean: entry (u, s) where u leaves when s does, u itself included."""
     n = units.count
     eye = csr_array((np.ones(n, bool), (np.arange(n), np.arange(n))), shape=(n, n))
-    step = csr_array(coo_array((np.ones(len(units.slab), bool), (units.member, units.slab)), shape=(n, n))) + eye
+    step = (
+        csr_array(coo_array((np.ones(len(units.slab), bool), (units.member, units.slab)), shape=(n, n))) + eye
+    )
     reach = step
     for _ in range(4):
         grown = (reach @ step).astype(bool)
@@ -240,7 +271,11 @@ def _nodes(captured: Captured, labels: Labels, units: Units, group_of: np.ndarra
 
 
 def _names(
-    members: list[tuple[Member, ...]], nodes: list[str], units: Units, drafts: list[np.ndarray], outer: np.ndarray
+    members: list[tuple[Member, ...]],
+    nodes: list[str],
+    units: Units,
+    drafts: list[np.ndarray],
+    outer: np.ndarray,
 ) -> list[str]:
     """A lone producer gives its path; several give their common path and the operator at which they meet."""
     order = sorted(range(len(members)), key=lambda g: int(units.first[drafts[g][0]]))

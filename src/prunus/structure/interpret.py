@@ -36,7 +36,15 @@ class Run:
                 self.values[node] = self._visit(node)
             except StructureError:
                 raise
-            except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as e:
+            except (
+                RuntimeError,
+                IndexError,
+                TypeError,
+                ValueError,
+                KeyError,
+                AttributeError,
+                NotImplementedError,
+            ) as e:
                 raise StructureError(
                     f"cannot follow channels through {node.target} at node {node.name!r} ({where(node)}): {type(e).__name__}: {e}. "
                     "This is a defect of prunus; the node and its shapes in a report help to mend it."
@@ -81,7 +89,9 @@ class Run:
             data = tensor if tensor.numel() <= FOLD_LIMIT and not tensor.is_meta else None
             return Value(shape, (), data)
         tracks = [
-            along(self.labels.place(name, axis, size), (axis,), shape) for axis, size in enumerate(shape) if size > 1
+            along(self.labels.place(name, axis, size), (axis,), shape)
+            for axis, size in enumerate(shape)
+            if size > 1
         ]
         return Value(shape, tuple(tracks))
 
@@ -102,12 +112,19 @@ class Run:
         meta = node.meta.get("val")
         if not isinstance(meta, Tensor) or meta.is_floating_point() or meta.numel() > FOLD_LIMIT:
             return None
-        if any(v.data is None for v in values) or meta.dim() == 0 and not values and not isinstance(node.target, torch._ops.OpOverload):
+        if (
+            any(v.data is None for v in values)
+            or meta.dim() == 0
+            and not values
+            and not isinstance(node.target, torch._ops.OpOverload)
+        ):
             return None
         if not values and torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             return None
         args = fx.node.map_aggregate(self.resolve(node.args), lambda x: x.data if isinstance(x, Value) else x)
-        kwargs = fx.node.map_aggregate(self.resolve(node.kwargs), lambda x: x.data if isinstance(x, Value) else x)
+        kwargs = fx.node.map_aggregate(
+            self.resolve(node.kwargs), lambda x: x.data if isinstance(x, Value) else x
+        )
         if node.target._schema.is_mutable:  # type: ignore[union-attr]
             args = fx.node.map_aggregate(args, lambda x: x.clone() if isinstance(x, Tensor) else x)
         result = node.target(*args, **kwargs)  # type: ignore[operator, misc]
@@ -158,7 +175,9 @@ class Run:
         if touched:
             self.labels.unknown[node.name] = str(node.target)
         for track in touched:
-            self.labels.hold(track, f"meets the operator {node.target}, for which prunus has no rule", node.name)
+            self.labels.hold(
+                track, f"meets the operator {node.target}, for which prunus has no rule", node.name
+            )
         return self.solid(node)
 
     def hold(self, node: fx.Node, value: Value, axes: set[int], reason: str) -> list[Tensor]:
@@ -175,7 +194,9 @@ class Run:
                 kept.append(self.labels.project(track, tuple(mine - axes), node.name, lock=True))
         return kept
 
-    def meet(self, node: fx.Node, shape: tuple[int, ...], *values: Value, ignore: set[int] = frozenset()) -> list[Tensor]:  # type: ignore[assignment]
+    def meet(
+        self, node: fx.Node, shape: tuple[int, ...], *values: Value, ignore: set[int] = frozenset()
+    ) -> list[Tensor]:  # type: ignore[assignment]
         """Relate values that are broadcast together to `shape`; returns the tracks of the result."""
         merged: list[Tensor] = []
         real = tuple(False for _ in shape)
@@ -221,12 +242,17 @@ class Run:
         """The result of a movement: find again what is constant in copies, note grids that it has laid out."""
         out = []
         for before, after in zip(source.tracks, tracks, strict=True):
-            if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+            if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr() or _extent(after) != _extent(before):
                 after = tighten(after)
-            if len(varying(after)) > max(1, len(varying(before))):
+            if _extent(after) != _extent(before):
                 self.labels.grid(after, node.name)
             out.append(after)
         return Value(tuple(tracks[0].shape), tuple(out))
+
+
+def _extent(track: Tensor) -> list[int]:
+    """Sizes of the axes along which the label changes, in ascending order."""
+    return sorted(track.shape[axis] for axis in varying(track))
 
 
 def _values(arguments: Any) -> list[Value]:

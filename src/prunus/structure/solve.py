@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from prunus.structure.labels import Grid, Labels, Reason, _hash
+from prunus.structure.packs import Pack
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -66,9 +68,17 @@ class Units:
         return ~gone[self.of_label]
 
 
-def solve(labels: Labels) -> Units:
-    """Find the units. Grids whose rows cannot shrink independently are factorized into columns until none is left."""
-    grids = _distinct(labels.grids)
+def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
+    """Find the units. Grids whose rows cannot shrink independently are factorized into columns until none is left.
+
+    The parts of `packs` shrink independently of each other.
+    """
+    apart = {pack.labels.tobytes(): pack for pack in packs}
+    grids = []
+    for grid in labels.grids:
+        pack = apart.get(np.ascontiguousarray(grid.labels).tobytes())
+        grids += [grid] if pack is None else [Grid(part, grid.node) for part in pack.labels if part.ndim > 1]
+    grids = _distinct(grids)
     while True:
         units = _components(labels, grids)
         mixed = [grid for grid in grids if not _is_regular(units, grid)]
@@ -109,7 +119,9 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
         np.add.at(signature, slab, before[member] * _MIX + np.uint64(1))
         if np.array_equal(before, signature) and not free.any():
             break
-    return Units(count, of_label, slab, member, statement, held, reasons, locked, produced, signature, first, grids)
+    return Units(
+        count, of_label, slab, member, statement, held, reasons, locked, produced, signature, first, grids
+    )
 
 
 def _strong(labels: Labels) -> tuple[int, np.ndarray]:
@@ -161,12 +173,14 @@ def labels_in(of_label: np.ndarray, units: np.ndarray, n: int) -> np.ndarray:
 
 def _pairs(labels: Labels, of_label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     s, m, statement = _contains(labels)
-    rows = np.stack([of_label[s], of_label[m], statement], 1)
-    rows = np.unique(rows[rows[:, 0] != rows[:, 1]], axis=0)
-    if not len(rows):
-        return np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)
-    _, numbered = np.unique(rows[:, 2], return_inverse=True)
-    return rows[:, 0], rows[:, 1], numbered.reshape(-1)
+    if not len(s):
+        return s, m, statement
+    count = int(of_label.max()) + 1
+    slabs, members = of_label[s], of_label[m]
+    _, index = np.unique(statement * count + members, return_index=True)
+    index = index[slabs[index] != members[index]]
+    _, numbered = np.unique(statement[index], return_inverse=True)
+    return slabs[index], members[index], numbered.reshape(-1)
 
 
 def _signatures(labels: Labels, grids: list[Grid], of_label: np.ndarray, count: int) -> np.ndarray:

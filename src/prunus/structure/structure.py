@@ -16,6 +16,7 @@ from prunus.structure.groups import Group, find_groups
 from prunus.structure.index import Position, find_positions
 from prunus.structure.interpret import Run
 from prunus.structure.labels import Labels
+from prunus.structure.packs import Pack, find_packs
 from prunus.structure.solve import Units, solve
 from prunus.structure.value import Value
 
@@ -28,6 +29,7 @@ class Structure:
         captured: the model's graph.
         groups: all groups, those that can be pruned and those that are held, in the order of the graph.
         unknown: operators without a rule, by node.
+        keep_class: the constraints of the user's own class are included.
     """
 
     captured: Captured
@@ -35,6 +37,8 @@ class Structure:
     labels: Labels = field(repr=False)
     units: Units = field(repr=False)
     values: dict[str, Any] = field(repr=False)
+    packs: tuple[Pack, ...] = field(default=(), repr=False)
+    keep_class: bool = False
 
     @property
     def unknown(self) -> dict[str, str]:
@@ -78,6 +82,11 @@ class Structure:
         """Labels of every node's value, as surgery and verification use them (see `Value.tracks`)."""
         return {name: _tracks(value) for name, value in self.values.items()}
 
+    def __str__(self) -> str:
+        from prunus.structure.table import as_text
+
+        return as_text(self)
+
 
 def _tracks(value: Any) -> tuple[Any, ...]:
     if isinstance(value, Value):
@@ -87,10 +96,18 @@ def _tracks(value: Any) -> tuple[Any, ...]:
     return ()
 
 
-def find_structure(captured: Captured) -> Structure:
-    """Run the graph on labels and solve for the groups."""
+def find_structure(captured: Captured, *, keep_class: bool = False) -> Structure:
+    """Run the graph on labels and solve for the groups.
+
+    Args:
+        captured: the model's graph.
+        keep_class: packed projections (q, k and v in one layer) must keep equal widths, so that the user's own class can
+            still take them apart.
+    """
     with torch.no_grad():
         run = Run(captured).run()
-    units = solve(run.labels)
+    values = {node.name: value for node, value in run.values.items()}
+    packs = () if keep_class else tuple(find_packs(captured, values))
+    units = solve(run.labels, packs)
     groups = find_groups(captured, run.labels, units)
-    return Structure(captured, groups, run.labels, units, {node.name: value for node, value in run.values.items()})
+    return Structure(captured, groups, run.labels, units, values, packs, keep_class)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,6 @@ class Kept:
     @property
     def changed(self) -> bool:
         return self.shape != self.before
-
 
     def line(self, axis: int) -> Tensor | None:
         """Mask of what stays along an axis, in the first row that stays where rows differ; None where nothing goes."""
@@ -97,21 +97,32 @@ def kept(value: Value, keep: Tensor, where: str) -> Kept:
             for axis, line in zip(axes, flat, strict=True):
                 lines[axis] = line if not bool(line.all()) else None
     if 0 in shape and 0 not in value.shape:
-        raise SurgeryError(f"nothing is left of axis {shape.index(0)} of {where} (shape {tuple(value.shape)}): keep at least one unit there.")
+        raise SurgeryError(
+            f"nothing is left of axis {shape.index(0)} of {where} (shape {tuple(value.shape)}): keep at least one unit there."
+        )
     return Kept(tuple(shape), tuple(value.shape), tuple(lines), tuple(grids))
 
 
-def _joined(clusters: list[tuple[tuple[int, ...], Tensor, Tensor]]) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
+def _joined(
+    clusters: list[tuple[tuple[int, ...], Tensor, Tensor]],
+) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
     """Merge clusters that share axes."""
     done: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
     for axes, labels, mask in clusters:
         for other in [c for c in done if set(c[0]) & set(axes)]:
             done.remove(other)
             union = tuple(sorted({*axes, *other[0]}))
-            wide = [_align(t, a, union) for t, a in ((labels, axes), (other[1], other[0]), (mask, axes), (other[2], other[0]))]
+            wide = [
+                _align(t, a, union)
+                for t, a in ((labels, axes), (other[1], other[0]), (mask, axes), (other[2], other[0]))
+            ]
             first, second, one, two = wide
             labels = first if len(axes) >= len(other[0]) else second
-            labels, mask, axes = labels.expand(torch.broadcast_shapes(first.shape, second.shape)), one & two, union
+            labels, mask, axes = (
+                labels.expand(torch.broadcast_shapes(first.shape, second.shape)),
+                one & two,
+                union,
+            )
         done.append((axes, labels, mask))
     return done
 
@@ -134,16 +145,22 @@ def _rectangle(mask: Tensor, order: list[int], where: str) -> list[int]:
         counts = present.sum(1)
         counts = counts[counts > 0]
         if len(counts) and bool((counts != counts[0]).any()):
-            raise SurgeryError(f"rows of {where} keep different numbers of channels ({sorted(set(counts.tolist()))}): they must keep equally many.")
+            raise SurgeryError(
+                f"rows of {where} keep different numbers of channels ({sorted(set(counts.tolist()))}): they must keep equally many."
+            )
         sizes[axis] = int(counts[0]) if len(counts) else 0
         rows = rows.reshape(-1, *rows.shape[2:])
         rows = rows[rows.reshape(len(rows), -1).any(1)]
     counts = rows.sum(1)
     if len(counts) and bool((counts != counts[0]).any()):
-        raise SurgeryError(f"rows of {where} keep different numbers of channels ({sorted(set(counts.tolist()))}): they must keep equally many.")
+        raise SurgeryError(
+            f"rows of {where} keep different numbers of channels ({sorted(set(counts.tolist()))}): they must keep equally many."
+        )
     sizes[order[-1]] = int(counts[0]) if len(counts) else 0
     if math.prod(sizes) != total:
-        raise SurgeryError(f"what is kept of {where} does not make a rectangle: {total} positions, sizes {sizes}.")
+        raise SurgeryError(
+            f"what is kept of {where} does not make a rectangle: {total} positions, sizes {sizes}."
+        )
     return sizes
 
 
@@ -151,3 +168,15 @@ def _separable(mask: Tensor, sizes: list[int]) -> list[Tensor] | None:
     """The mask as an outer product of lines, if it is one."""
     lines = [mask.movedim(axis, 0).flatten(1).any(1) for axis in range(mask.dim())]
     return lines if [int(line.sum()) for line in lines] == sizes else None
+
+
+def shaped(meta: Any, what: Any) -> Any:
+    """A (fake) tensor, or a sequence of them, in the shape of what stays; symbolic sizes stay symbolic."""
+    if isinstance(meta, (tuple, list)):
+        return type(meta)(shaped(m, w) for m, w in zip(meta, what, strict=False))
+    if not isinstance(what, Kept) or not what.changed or not isinstance(meta, Tensor):
+        return meta
+    sizes: list[Any] = []
+    for old, before, after in zip(meta.shape, what.before, what.shape, strict=True):
+        sizes.append(old if before == after else after if isinstance(old, int) else old * after // before)
+    return meta.new_empty(sizes)

@@ -16,8 +16,10 @@ from torch import Tensor, fx
 
 from prunus.capture import concrete
 from prunus.errors import SurgeryError
+from prunus.structure.packs import Pack
 from prunus.structure.value import Value
-from prunus.surgery.kept import Kept, kept
+from prunus.surgery.kept import kept, shaped
+from prunus.surgery.unpack import skipped, unpack
 
 aten = torch.ops.aten
 Rewriter = Callable[["Rewriting", fx.Node, fx.Node], None]
@@ -47,6 +49,7 @@ class Rewriting:
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
+        self.suffix = ""
         self._kept: dict[str, Any] = {}
 
     def kept(self, node: fx.Node) -> Any:
@@ -78,17 +81,37 @@ class Rewriting:
         node.meta["val"] = tensor
         return node
 
-    def run(self, graph: fx.Graph) -> fx.Graph:
+    def run(self, graph: fx.Graph, packs: list[Pack]) -> fx.Graph:
+        """Copy the graph, with constants for what stays; `packs` are taken apart."""
+        replaced = skipped(packs)
+        at = {pack.reshape: pack for pack in packs}
         for node in graph.nodes:
-            copy = self.graph.node_copy(node, lambda n: self.new[n])
-            self.new[node] = copy
-            if node.op == "placeholder":
-                copy.name = node.name  # a new graph would rename those called like a builtin, as `input` is
-            if node.op == "call_function":
-                rewriter = REWRITERS.get(node.target)
-                if rewriter is not None and self._touched(node):
-                    rewriter(self, node, copy)
+            if node in at:
+                unpack(self, at[node])
+            elif node.name not in replaced:
+                self.emit(node)
         return self.graph
+
+    def emit(self, node: fx.Node) -> None:
+        """Copy one node."""
+        args = fx.node.map_arg(node.args, lambda n: self.new[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.new[n])
+        copy = self.graph.create_node(node.op, node.target, args, kwargs, node.name + self.suffix)  # type: ignore[arg-type]
+        copy.meta = dict(node.meta)
+        self.new[node] = copy
+        if node.op == "call_function":
+            rewriter = REWRITERS.get(node.target)
+            if rewriter is not None and self._touched(node):
+                rewriter(self, node, copy)
+        if node.op != "output":
+            copy.meta["val"] = shaped(node.meta.get("val"), self.kept(node))
+
+    def branch(self, keep: Tensor, suffix: str) -> Rewriting:
+        """The same graph under another choice of what stays; its nodes are named apart."""
+        other = Rewriting(self.values, keep)
+        other.suffix = suffix
+        other.graph, other.constants, other.new = self.graph, self.constants, dict(self.new)
+        return other
 
     def _touched(self, node: fx.Node) -> bool:
         return any(_changed(self.kept(n)) for n in (node, *node.all_input_nodes))
@@ -147,7 +170,22 @@ def _resize(run: Rewriting, node: fx.Node, copy: fx.Node, name: str, offset: int
     set_argument(copy, name, sizes)
 
 
-@rewrites("view", "_unsafe_view", "expand", "new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "full", "empty", "rand", "randn", "broadcast_to")
+@rewrites(
+    "view",
+    "_unsafe_view",
+    "expand",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "rand",
+    "randn",
+    "broadcast_to",
+)
 def _sized(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     if node.target is aten.view.dtype:
         return
@@ -207,7 +245,10 @@ def _slice(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     if run.line(source, dim) is None:
         return
     size = value.before[dim]
-    bounds = [concrete(x.meta["val"]) if isinstance(x, fx.Node) else x for x in (argument(node, "start"), argument(node, "end"))]
+    bounds = [
+        concrete(x.meta["val"]) if isinstance(x, fx.Node) else x
+        for x in (argument(node, "start"), argument(node, "end"))
+    ]
     step = argument(node, "step")
     positions = chosen(run, source, dim, torch.arange(size)[slice(*bounds, step)])
     if not len(positions):
@@ -215,7 +256,9 @@ def _slice(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     stride = int(positions[1] - positions[0]) if len(positions) > 1 else 1
     if bool((torch.diff(positions) == stride).all()):
         start, stop = int(positions[0]), int(positions[-1]) + 1
-        set_all(copy, (copy.args[0], dim, start, stop if stop < value.shape[dim] else 9223372036854775807, stride))
+        set_all(
+            copy, (copy.args[0], dim, start, stop if stop < value.shape[dim] else 9223372036854775807, stride)
+        )
     else:
         copy.target = aten.index_select.default
         set_all(copy, (copy.args[0], dim, run.constant(positions, node.name)))
@@ -252,7 +295,17 @@ def _select(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     set_argument(copy, "index", int(line[:index].sum()))
 
 
-@rewrites("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "hsplit", "vsplit")
+@rewrites(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+    "hsplit",
+    "vsplit",
+)
 def _split(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     source = main_input(node)
     value, out = run.kept(source), run.kept(node)
@@ -334,7 +387,16 @@ def _pad(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
 
 
 # ---------------------------------------------------------------------- layers
-@rewrites("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution")
+@rewrites(
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+    "_convolution",
+)
 def _conv(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     if argument(node, "groups") == 1:
         return

@@ -1,0 +1,124 @@
+"""Packs: several projections in one layer (q, k and v), told apart by unbinding an axis of a reshape.
+
+Where the parts keep different widths the reshape has no rectangular result any more. Surgery then splits the layer's output
+before the reshape, and reshapes each part for itself; this module finds where that can be done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from prunus.capture import Captured
+from prunus.structure.labels import compact, outer_to_inner, varying
+from prunus.structure.value import Value
+
+aten = torch.ops.aten
+RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int)
+MOVES = (
+    aten.permute.default, aten.transpose.int, aten.contiguous.default, aten.clone.default, aten.alias.default,
+    aten.unsqueeze.default, aten.squeeze.dim,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """One packed layer output.
+
+    Attributes:
+        reshape: the node that lays out the parts along an axis of their own.
+        dim: the axis of the reshape's input that holds all parts, one after the other.
+        path: nodes from the reshape (included) to where the parts are told apart.
+        ends: per part, the nodes that take it, and the axis along which they do.
+        axis: that axis, of the last node of the path.
+        labels: (parts, ...) labels of each part.
+    """
+
+    reshape: fx.Node
+    dim: int
+    path: tuple[fx.Node, ...]
+    ends: tuple[tuple[fx.Node, ...], ...]
+    axis: int
+    labels: np.ndarray
+
+
+def find_packs(captured: Captured, values: dict[str, Any]) -> list[Pack]:
+    """All reshapes whose outermost new axis is only ever unbound or selected from."""
+    packs = []
+    for node in captured.graph.nodes:
+        if node.op == "call_function" and node.target in RESHAPES:
+            pack = _pack(node, values)
+            if pack is not None:
+                packs.append(pack)
+    return packs
+
+
+def _pack(node: fx.Node, values: dict[str, Any]) -> Pack | None:
+    before, after = values[node.args[0].name], values[node.name]
+    if not isinstance(before, Value) or len(before.tracks) != 1 or len(after.tracks) != 1:
+        return None
+    flat, axes = varying(before.tracks[0]), varying(after.tracks[0])
+    if len(flat) != 1 or len(axes) < 2:
+        return None
+    labels = compact(after.tracks[0], axes)
+    order = outer_to_inner(labels)
+    if order != sorted(order):
+        return None
+    grid = labels.numpy()
+    if len(np.unique(grid)) != grid.size:
+        return None
+    found = _follow(node, axes[order[0]], grid.shape[0])
+    if found is None:
+        return None
+    path, axis, ends = found
+    return Pack(node, flat[0], path, ends, axis, grid)
+
+
+def _follow(
+    node: fx.Node, axis: int, parts: int
+) -> tuple[tuple[fx.Node, ...], int, tuple[tuple[fx.Node, ...], ...]] | None:
+    path = [node]
+    while True:
+        rank = node.meta["val"].dim()
+        ends = _ends(node, axis, rank, parts)
+        if ends is not None:
+            return tuple(path), axis, ends
+        if len(node.users) != 1:
+            return None
+        node = next(iter(node.users))
+        if node.target not in MOVES:
+            return None
+        axis = _moved(node, axis, rank)
+        path.append(node)
+
+
+def _moved(node: fx.Node, axis: int, rank: int) -> int:
+    if node.target is aten.permute.default:
+        return [d % rank for d in node.args[1]].index(axis)  # type: ignore[union-attr]
+    if node.target is aten.transpose.int:
+        a, b = node.args[1] % rank, node.args[2] % rank  # type: ignore[operator]
+        return b if axis == a else a if axis == b else axis
+    if node.target is aten.unsqueeze.default:
+        return axis + (node.args[1] % (rank + 1) <= axis)  # type: ignore[operator]
+    if node.target is aten.squeeze.dim:
+        return axis - (node.args[1] % rank < axis)  # type: ignore[operator]
+    return axis
+
+
+def _ends(node: fx.Node, axis: int, rank: int, parts: int) -> tuple[tuple[fx.Node, ...], ...] | None:
+    """Per part the nodes that are just that part; None if something else uses the value."""
+    ends: list[list[fx.Node]] = [[] for _ in range(parts)]
+    for user in node.users:
+        dim = user.args[1] if len(user.args) > 1 else 0
+        if user.target is aten.select.int and dim % rank == axis and isinstance(user.args[2], int):  # type: ignore[operator]
+            ends[user.args[2] % parts].append(user)
+        elif user.target is aten.unbind.int and dim % rank == axis:  # type: ignore[operator]
+            for item in user.users:
+                ends[item.args[1]].append(item)  # type: ignore[index]
+        else:
+            return None
+    return tuple(tuple(e) for e in ends)

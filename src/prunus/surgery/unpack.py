@@ -1,0 +1,69 @@
+"""Take packs apart whose parts keep different widths: split the packed output first, then reshape part by part."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from prunus.structure.packs import Pack
+from prunus.surgery.kept import Kept, shaped
+
+if TYPE_CHECKING:
+    from prunus.surgery.rewrite import Rewriting
+
+aten = torch.ops.aten
+
+
+def is_irregular(pack: Pack, keep: np.ndarray) -> bool:
+    """The parts keep different shapes, so that the reshape has no rectangular result."""
+    stays = keep[pack.labels].reshape(len(pack.labels), -1)
+    counts = {int(n) for n in stays.sum(1)}
+    return len(counts) > 1
+
+
+def skipped(packs: list[Pack]) -> set[str]:
+    """Nodes that unpacking replaces."""
+    names: set[str] = set()
+    for pack in packs:
+        names.update(node.name for node in pack.path)
+        for ends in pack.ends:
+            for end in ends:
+                names.add(end.name)
+                if end.target is not aten.select.int:
+                    names.add(end.args[0].name)  # type: ignore[union-attr]
+    return names
+
+
+def unpack(run: Rewriting, pack: Pack) -> None:
+    """Emit, in place of the pack's path, a split of its input and one path per part."""
+    source = pack.reshape.args[0]
+    packed = run.kept(source)
+    sizes = [int(run.keep[torch.from_numpy(part.reshape(-1))].sum()) for part in pack.labels]
+    split = run.graph.create_node("call_function", aten.split_with_sizes.default, (run.new[source], sizes, pack.dim), name=f"{pack.reshape.name}_parts")
+    split.meta = {k: v for k, v in pack.reshape.meta.items() if k != "val"}
+    whole = run.new[source].meta.get("val") if not packed.changed else shaped(source.meta["val"], packed)
+    for i, ends in enumerate(pack.ends):
+        if not ends:
+            continue
+        others = np.delete(pack.labels, i, axis=0).reshape(-1)
+        keep = run.keep.clone()
+        keep[torch.from_numpy(others)] = False
+        branch = run.branch(keep, f"_part{i}")
+        with_sizes = list(whole.shape)
+        with_sizes[pack.dim] = sizes[i]
+        part = run.graph.create_node("call_function", operator.getitem, (split, i), name=f"{pack.reshape.name}_part_{i}")
+        part.meta = {**split.meta, "val": whole.new_empty(with_sizes)}
+        branch.new[source] = part
+        for node in pack.path:
+            branch.emit(node)
+        last = pack.path[-1]
+        end = run.graph.create_node("call_function", aten.select.int, (branch.new[last], pack.axis, 0), name=ends[0].name)
+        end.meta = dict(ends[0].meta)
+        what: Kept = branch.kept(ends[0])
+        end.meta["val"] = shaped(ends[0].meta["val"], what)
+        for node in ends:
+            run.new[node] = end
+    split.meta["val"] = [user.meta["val"] for user in split.users]
