@@ -813,7 +813,7 @@ def test_exports_again_with_a_dynamic_batch(family: str) -> None:
     torch.testing.assert_close(twice(x), result(x), rtol=0, atol=0)
 
 
-def test_onnx_and_compile(tmp_path: Any) -> None:
+def test_onnx(tmp_path: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = trained(
@@ -831,6 +831,15 @@ def test_onnx_and_compile(tmp_path: Any) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     (output,) = session.run(None, {session.get_inputs()[0].name: image().numpy()})
     torch.testing.assert_close(torch.from_numpy(output), model.eval()(image()), rtol=1e-4, atol=1e-5)
+
+
+def test_compiles_without_a_break() -> None:
+    model = Signature().eval()
+    x, z, other = (torch.randn(2, 4) for _ in range(3))
+    result = lifted(model, x, (x, {"z": z}), None, power=2, other=other)
+    compiled = torch.compile(result, backend="eager", fullgraph=True)
+    outputs = compiled(x, (x, {"z": z}), None, power=2, other=other)
+    torch.testing.assert_close(outputs["y"], model(x, (x, {"z": z}), None, power=2, other=other)["y"])
 
 
 # --- a whole network

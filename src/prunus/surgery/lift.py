@@ -17,7 +17,7 @@ from prunus.surgery.recipe import Recipe
 __all__ = ["lift"]
 
 _UNKNOWN = object()
-_KEPT_META = ("nn_module_stack", "stack_trace", "source_fn_stack")
+_KEPT_META = ("nn_module_stack", "stack_trace")
 
 
 def lift(small: Captured) -> fx.GraphModule:

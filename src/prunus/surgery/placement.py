@@ -41,8 +41,9 @@ def place_modules(small: Captured) -> Placement:
     recipes |= attention_recipes(small, module_path)
     modules: dict[str, Recipe] = {}
     calls: dict[fx.Node, tuple[str, Recipe]] = {}
+    names = _all_names(small)
     candidates = {
-        node: _weight_paths(small, node, recipe) for node, recipe in recipes.items() if recipe.weights
+        node: _weight_paths(small, names, recipe) for node, recipe in recipes.items() if recipe.weights
     }
 
     def claim(node: fx.Node, path: str) -> None:
@@ -72,7 +73,7 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _weight_paths(small: Captured, node: fx.Node, recipe: Recipe) -> tuple[str, ...]:
+def _weight_paths(small: Captured, all_names: set[str], recipe: Recipe) -> tuple[str, ...]:
     """Paths at which all operands have the names that the module gives them."""
     found: list[tuple[str, ...]] = []
     for attribute, operand in recipe.weights.items():
@@ -80,23 +81,26 @@ def _weight_paths(small: Captured, node: fx.Node, recipe: Recipe) -> tuple[str, 
         if small.kinds.get(operand.name) != expected:
             return ()
         name = small.names[operand.name]
-        names = (name, *small.aliases.get(name, ()))
-        found.append(tuple(n.removesuffix(f".{attribute}") for n in names if n.endswith(f".{attribute}")))
-    names = _all_names(small)
-    absent = _own_attributes(recipe)
+        aliases = (name, *small.aliases.get(name, ()))
+        found.append(tuple(n.removesuffix(f".{attribute}") for n in aliases if n.endswith(f".{attribute}")))
+    in_the_way = _other_attributes(recipe.cls, frozenset(recipe.weights), recipe)
     return tuple(
         path
         for path in found[0]
         if all(path in paths for paths in found)
-        and not any(f"{path}.{attribute}" in names for attribute in absent)
+        and not any(f"{path}.{attribute}" in all_names for attribute in in_the_way)
     )
 
 
-def _own_attributes(recipe: Recipe) -> set[str]:
-    """Attributes that the module has for other ends: tensors of these names would be in the way."""
-    module = recipe.build()
-    own = {name for name in dir(module) if not name.startswith("__")}
-    return own - set(recipe.weights) - {"num_batches_tracked"}
+_OTHER_ATTRIBUTES: dict[tuple[type, frozenset[str]], frozenset[str]] = {}
+
+
+def _other_attributes(cls: type, weights: frozenset[str], recipe: Recipe) -> frozenset[str]:
+    """Attributes that modules of a class have for other ends: no tensor can have such a name."""
+    if (cls, weights) not in _OTHER_ATTRIBUTES:
+        own = {name for name in dir(recipe.build()) if not name.startswith("__")}
+        _OTHER_ATTRIBUTES[cls, weights] = frozenset(own - weights - {"num_batches_tracked"})
+    return _OTHER_ATTRIBUTES[cls, weights]
 
 
 def _all_names(small: Captured) -> set[str]:
