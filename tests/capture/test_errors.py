@@ -118,6 +118,33 @@ def test_an_output_class_that_torch_does_not_know() -> None:
     assert "register_dataclass" in text and "Result" in text
 
 
+def test_an_output_object_that_torch_does_not_know() -> None:
+    class Result:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Result]:
+            return {"result": Result(x * 2)}
+
+    text = failure(CaptureError, Model(), torch.randn(2, 4))
+    assert "register_pytree_node" in text and "Result" in text
+    assert isinstance(Model()(torch.ones(1))["result"], Result)
+
+
+def test_an_input_object_that_torch_does_not_know() -> None:
+    class Request:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    class Model(nn.Module):
+        def forward(self, request: Request) -> Tensor:
+            return request.x * 2
+
+    text = failure(CaptureError, Model(), (Request(torch.randn(2, 4)),))
+    assert "register" in text and "Request" in text
+
+
 def test_a_size_that_depends_on_the_data() -> None:
     class Select(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

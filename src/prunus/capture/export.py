@@ -70,6 +70,8 @@ def _export_dynamic(
     try:
         with _quiet():
             program = torch.export.export(model, run_inputs.args, run_inputs.kwargs, dynamic_shapes=shapes)
+    except CaptureError:
+        raise
     except Exception as error:  # noqa: BLE001  torch.export raises whatever the model's own code raises
         place = place_in_model(error)
         return None, f"export with a dynamic batch failed: {first_line(error)}" + (
@@ -98,6 +100,8 @@ def _export_static(model: nn.Module, example: Inputs) -> ExportedProgram:
     try:
         with _quiet():
             return torch.export.export(model, example.args, example.kwargs)
+    except CaptureError:
+        raise
     except Exception as error:
         raise _explained(model, example, error) from error
 
@@ -127,11 +131,11 @@ def _device_of(model: nn.Module) -> str:
 
 
 def _way_out(error: Exception) -> str:
-    if "not a known type" in str(error) or "register" in str(error):
+    if "register" in str(error):
         return (
-            "torch cannot take the inputs or outputs apart. Register their class once, with "
+            "torch cannot take the inputs apart. Register their class once, with "
             "torch.export.register_dataclass or torch.utils._pytree.register_pytree_node, or let forward "
-            "take and return tuples and dictionaries of tensors."
+            "take tuples and dictionaries of tensors."
         )
     return (
         "torch.export cannot follow Python code that depends on the values of tensors, or that leaves "
@@ -149,9 +153,6 @@ def _plain_surroundings() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        # with the fast path on, a whole frozen encoder layer becomes one fused call
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunus.errors import CaptureError
+
 __all__ = ["only_plain_outputs"]
 
 _PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -18,20 +20,27 @@ _PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torc
 def only_plain_outputs(model: nn.Module) -> Iterator[list[str]]:
     """Make the model return None in place of objects that torch cannot take apart.
 
-    Such objects are dropped only from among tensors: an output that consists of one is left alone, and so is
-    a data class, which may be where the results are.
+    Such objects are dropped only from among tensors. A data class, or an object without a tensor beside it,
+    is taken for the result itself.
 
     Yields:
         A list that each forward fills with what it left out, one entry for each object.
+
+    Raises:
+        CaptureError: From within the forward, when the result itself cannot be taken apart.
     """
     left_out: list[str] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(output)
-        if spec.is_leaf() or not any(isinstance(leaf, Tensor) for leaf in leaves):
+        leaves = pytree.tree_leaves(output)
+        strange = [leaf for leaf in leaves if not isinstance(leaf, _PLAIN)]
+        left_out[:] = [_label(output, leaf) for leaf in strange]
+        if not strange:
             return None
-        left_out[:] = [_label(output, leaf) for leaf in leaves if _is_strange(leaf)]
-        return pytree.tree_map(lambda leaf: None if _is_strange(leaf) else leaf, output) if left_out else None
+        results = [leaf for leaf in strange if dataclasses.is_dataclass(leaf)]
+        if results or not any(isinstance(leaf, Tensor) for leaf in leaves):
+            raise CaptureError(_unknown(type((results or strange)[0])))
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _PLAIN) else None, output)
 
     handle = model.register_forward_hook(hook)
     try:
@@ -40,8 +49,16 @@ def only_plain_outputs(model: nn.Module) -> Iterator[list[str]]:
         handle.remove()
 
 
-def _is_strange(leaf: Any) -> bool:
-    return not isinstance(leaf, _PLAIN) and not dataclasses.is_dataclass(leaf)
+def _unknown(kind: type) -> str:
+    way = (
+        "export.register_dataclass"
+        if dataclasses.is_dataclass(kind)
+        else "utils._pytree.register_pytree_node"
+    )
+    return (
+        f"The model's forward returns a {kind.__module__}.{kind.__qualname__}, which torch cannot take "
+        f"apart. Register the class once, with torch.{way}, or return tuples and dictionaries of tensors."
+    )
 
 
 def _label(output: Any, leaf: Any) -> str:

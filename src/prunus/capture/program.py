@@ -59,7 +59,6 @@ def captured_from(
     _write_mutations(program, graph, placeholders, renamed)
     clean_graph(graph)
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
-    _name_constants(names, kinds, own)
     _require_known_sizes(graph)
     require_finite(placeholders, tensors, names, kinds)
     return Captured(
@@ -156,19 +155,6 @@ def _aliases(
         if others:
             aliases[name] = others
     return aliases
-
-
-def _name_constants(names: dict[str, str], kinds: dict[str, str], own: dict[str, Tensor]) -> None:
-    taken = set(own) | {name for placeholder, name in names.items() if kinds[placeholder] != "constant"}
-    for placeholder, kind in kinds.items():
-        if kind == "constant":
-            name = base = names[placeholder]
-            count = 0
-            while name in taken:
-                count += 1
-                name = f"{base}_{count}"
-            names[placeholder] = name
-            taken.add(name)
 
 
 def _write_mutations(
