@@ -211,9 +211,11 @@ class Case:
 
 
 def _random_draws(captured: Captured) -> str:
+    """A sentence on the first operator that draws random numbers, as dropout does in training only."""
     for node in captured.graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and "dropout" not in str(node.target):
+        might = torch.Tag.nondeterministic_seeded in tags
+        if might and not any(name in str(node.target) for name in ("dropout", "attention", "rrelu")):
             return f" The model draws random numbers at {place_of(node)}, which may explain it."
     return ""
 
