@@ -415,6 +415,11 @@ class HardSigmoidGate(nn.Module):
         return x * F.relu6(x + 3) / 6
 
 
+class TwoActivations(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(F.relu(x))
+
+
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x)
@@ -432,7 +437,7 @@ class DropoutName(nn.Module):
 
 
 def test_paths_of_modules_without_parameters() -> None:
-    assert calls(lifted(nn.Sequential(HardSigmoidGate(), Swish()), image())) == ["1"]
+    assert calls(lifted(nn.Sequential(HardSigmoidGate(), Swish(), TwoActivations()), image())) == ["1"]
     assert calls(lifted(DropoutName(), torch.randn(2, 4))) == ["dropout_1"]
 
 
@@ -721,7 +726,41 @@ class WritesBetween(nn.Module):
         return before + y
 
 
-@pytest.mark.parametrize("net", [SkipsInEvaluation, WritesBetween])
+class ChainOfWrites(nn.Module):
+    """Several writes to one memory, of which the last would destroy what autograd keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).add_(1.0).sigmoid_()
+        y = y * 1 if self.training else y
+        return y.mul_(3.0) + self.b(x)
+
+
+class SecondName(nn.Module):
+    """One memory under two names, both read after the last write: no operator may get a memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = y.clamp_(max=0.5)
+        w = y.view(-1)
+        y.relu_()
+        return y + z * 2 + w.view(x.shape[0], 4) + self.b(x)
+
+
+def test_memory_with_two_names_is_left_alone() -> None:
+    model = SecondName().eval()
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(lifted(model, x)(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("net", [SkipsInEvaluation, WritesBetween, ChainOfWrites])
 def test_in_place_operators_that_only_evaluation_allows(net: Callable[[], nn.Module]) -> None:
     model = net().eval()
     x = torch.randn(3, 4)

@@ -113,22 +113,18 @@ def _out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
 
 def _is_private(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether what is written is seen afterwards through ``target`` alone."""
-    current = target
-    while True:
-        if (
-            current.op != "call_function"
-            or _is_view(current)
-            or any(_is_view(user) for user in current.users)
-        ):
+    current, inner = target, node
+    while current.op == "call_function" and not _is_view(current) and current.target is not operator.getitem:
+        others = [user for user in current.users if user is not inner]
+        if any(_is_view(user) or _is_write(user) for user in others):
             return False
-        if current is not target and any(order.get(user, -1) > order[node] for user in current.users):
+        if current is not target and any(order.get(user, -1) > order[node] for user in others):
             return False
-        if not _is_write(current):
-            return current.target is not operator.getitem
-        operand = current.args[0]
+        operand = current.args[0] if _is_write(current) else None
         if not isinstance(operand, fx.Node):
-            return False
-        current = operand
+            return True  # the memory was allocated here
+        current, inner = operand, current
+    return False
 
 
 def _keeps_type(node: fx.Node, target: fx.Node) -> bool:
