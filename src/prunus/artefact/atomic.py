@@ -17,7 +17,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["interrupted_save", "new_folder"]
+__all__ = ["interrupted_save", "new_folder", "require_free"]
 
 _NEW, _OLD = "prunus-new", "prunus-old"
 _ABANDONED_AFTER_S = 24 * 3600
@@ -44,7 +44,7 @@ def new_folder(target: Path, *, overwrite: bool, files: frozenset[str]) -> Itera
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target)
-        _require_free(target, overwrite, files)
+        require_free(target, overwrite, files)
         folder, lock = _temporary(target)
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -72,7 +72,12 @@ def interrupted_save(target: Path) -> Path | None:
     return old[0] if old and not target.exists() else None
 
 
-def _require_free(target: Path, overwrite: bool, files: frozenset[str]) -> None:
+def require_free(target: Path, overwrite: bool, files: frozenset[str]) -> None:
+    """Check that a folder can be written, as `new_folder` does first of all.
+
+    Raises:
+        ArtefactError: If the target exists and may not be replaced.
+    """
     if not target.exists():
         return
     if not target.is_dir():

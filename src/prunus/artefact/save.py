@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunus.artefact.atomic import new_folder
+from prunus.artefact.atomic import new_folder, require_free
 from prunus.artefact.checks import FILES, MODEL, PLAN, REPORT, WEIGHTS, written
 from prunus.artefact.load import rebuild
 from prunus.artefact.onnx import require_onnx, write_onnx
@@ -22,7 +22,7 @@ from prunus.errors import ArtefactError
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
 
-__all__ = ["save"]
+__all__ = ["require_savable", "save"]
 
 _TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _TOLERANCE = 1e-4
@@ -80,12 +80,24 @@ def save(
         ArtefactError: If the folder exists, cannot be written, or what was written does not compute what the
             model computes.
     """
-    if onnx:
-        require_onnx()
+    require_savable(directory, overwrite=overwrite, onnx=onnx)
     target = Path(directory)
     with new_folder(target, overwrite=overwrite, files=FILES) as folder:
         _write(result, folder, onnx)
     return target
+
+
+def require_savable(
+    directory: str | os.PathLike[str], *, overwrite: bool = False, onnx: bool = False
+) -> None:
+    """Find out before the work what would keep `save` from saving after it.
+
+    Raises:
+        ArtefactError: If the folder may not be replaced, or a package for ONNX is missing.
+    """
+    if onnx:
+        require_onnx()
+    require_free(Path(directory), overwrite, FILES)
 
 
 def _write(result: SavableResult, folder: Path, onnx: bool) -> None:

@@ -1,0 +1,123 @@
+"""Arguments and options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunus.allocation import Target
+from prunus.criteria import CRITERIA
+
+# decided by lists of indices, which a command line cannot give
+_NOT_HERE = "index"
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        show_default=False,
+        help="timm:NAME, torchvision:NAME, package.module:factory, a .pt2 file, or a folder of prunus.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        show_default=False,
+        help="Shape of an input, such as 1x3x224x224, 1x16:int64 or mask=1x16:bool; once for each argument "
+        "of the model. Default: what the source says.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", show_default=False, help="Load these weights first: .safetensors or .pth."),
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Let timm or torchvision fetch the trained weights.")
+]
+Seed = Annotated[int, typer.Option(help="For everything that is drawn at random.")]
+
+
+_METHODS = ", ".join(name for name in sorted(CRITERIA) if name != _NOT_HERE)
+
+
+def _known_method(name: str) -> str:
+    if name not in _METHODS.split(", "):
+        raise typer.BadParameter(f"{name!r} is none of {_METHODS}.")
+    return name
+
+
+Method = Annotated[
+    str,
+    typer.Option(
+        callback=_known_method,
+        help=f"How channels are ranked: {_METHODS}.",
+    ),
+]
+
+
+def _fraction(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
+        raise typer.BadParameter(f"{value:g} is no fraction above 0 and up to 1; 0.5 keeps half.")
+    return value
+
+
+def _kept(what: str) -> Any:
+    return typer.Option(
+        metavar="FRACTION", callback=_fraction, show_default=False, help=f"Keep this fraction of {what}."
+    )
+
+
+Channels = Annotated[float | None, _kept("the channels of every group")]
+Params = Annotated[float | None, _kept("the parameters")]
+Macs = Annotated[float | None, _kept("the multiply-accumulates")]
+Size = Annotated[float | None, _kept("the bytes of the weights")]
+Hold = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        show_default=False,
+        help="Leave layers alone: a path, its beginning, or a glob.",
+    ),
+]
+MultipleOf = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Keep multiples of N channels, which hardware likes.")
+]
+KeepClass = Annotated[
+    bool, typer.Option("--keep-class", help="Only cut in ways that the model's own class can run with.")
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare the result with the masked original.")
+]
+Folder = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Folder to write; must be new."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Onnx = Annotated[bool, typer.Option("--onnx", help="Write model.onnx as well, checked with onnxruntime.")]
+
+
+def target_of(channels: float | None, params: float | None, macs: float | None, size: float | None) -> Target:
+    """The one target that was given.
+
+    Raises:
+        typer.BadParameter: None or several are given.
+    """
+    given = {"channels": channels, "params": params, "macs": macs, "size_bytes": size}
+    given = {unit: value for unit, value in given.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join("--size" if unit == "size_bytes" else f"--{unit}" for unit in given) or "none"
+        raise typer.BadParameter(
+            f"give exactly one of --channels, --params, --macs, --size, such as --macs 0.5; got {found}.",
+            param_hint="target",
+        )
+    return Target(**given)
+
+
+def method_of(name: str, seed: int) -> Any:
+    """The criterion of a name, with the seed where it draws numbers."""
+    criterion: Callable[..., Any] = CRITERIA[name]
+    draws = "seed" in getattr(criterion, "__dataclass_fields__", {})
+    return criterion(seed=seed) if draws else criterion()
