@@ -86,6 +86,12 @@ def test_a_wrong_parameter_is_named():
         check(hand, small)  # without its graph, there is no search
 
 
+def test_a_wrong_order_is_named():
+    hand, small, x = pruned(index=torch.tensor([2, 0, 3, 5, 6, 7]))
+    with pytest.raises(VerificationError, match=r"in another order at the parameter 'first.weight'"):
+        check(hand, small, capture(small, x))
+
+
 def test_the_first_wrong_node_is_named_with_its_place():
     hand, small, x = pruned(eps=0.1001)
     with pytest.raises(VerificationError) as caught:

@@ -21,8 +21,8 @@ def first_difference(
     """Say where the cut graph first departs from the masked original; None if it nowhere does.
 
     Nodes are compared by name, the original's value restricted to the kept positions. Where that leaves
-    another number of elements than the cut graph has (a projection that was unpacked), or the same elements
-    in another order, the node tells nothing and the next one is looked at.
+    another number of elements than the cut graph has (a projection that was unpacked), a node tells nothing.
+    The same elements in another order are mentioned, but are no difference: surgery may reorder channels.
 
     Args:
         captured: The original network.
@@ -35,19 +35,20 @@ def first_difference(
     search = _Search(captured, masks, small, inputs, dtype)
     for name in small.tensors:
         if name in captured.tensors:
-            found = search.compare(name, search.original.load(name), search.cut.load(name), tolerance)
+            what = f"the {small.kinds.get(name, 'tensor')} {small.names.get(name, name)!r} (node {name!r})"
+            found = search.compare(name, what, search.original.load(name), search.cut.load(name), tolerance)
             if found:
-                what = f"{small.kinds.get(name, 'tensor')} {small.names.get(name, name)!r} (node {name!r})"
-                return f"The first thing that differs is the {what}: {found}."
+                return f"The first thing that differs is {what}: {found}."
     for node, expected in search.original.steps():
         if not isinstance(expected, Tensor) or not search.reach(node.name):
             if search.failure:
-                return search.failure
+                break
             continue
-        found = search.compare(node.name, expected, search.waiting.pop(node.name), tolerance)
+        what = place_of(node)
+        found = search.compare(node.name, what, expected, search.waiting.pop(node.name), tolerance)
         if found:
-            return f"The first node that differs is {place_of(node)}: {found}."
-    return None
+            return f"The first node that differs is {what}: {found}.{search.reordered}"
+    return search.failure or None
 
 
 @dataclass
@@ -65,6 +66,7 @@ class _Search:
         self.cut = Interpreter(self.small, self.inputs, self.dtype)
         self.waiting: dict[str, Tensor] = {}
         self.failure = ""
+        self.reordered = ""
         self._names = {node.name: node for node in self.small.graph.nodes if node.op == "call_function"}
         self._shared = {node.name for node in self.captured.graph.nodes} & self._names.keys()
         self._steps = self.cut.steps()
@@ -94,15 +96,18 @@ class _Search:
         place = f"{place_of(node)}, operands {shapes}"
         self.failure = f"The cut graph fails at {place}: {type(error).__name__}: {error}"
 
-    def compare(self, name: str, expected: Tensor, actual: Tensor, tolerance: float) -> str:
-        """What differs, or nothing."""
+    def compare(self, name: str, what: str, expected: Tensor, actual: Tensor, tolerance: float) -> str:
+        """What differs at a node, or nothing; `what` is the node in words."""
         if not expected.is_floating_point() and not expected.is_complex():
             return ""  # indices and sizes change with what is cut
         kept = kept_values(expected, self.masks.of(name), tuple(actual.shape))
         if kept is None:
             return ""
         error = relative_error(kept, actual)
-        if error <= tolerance or _same_in_other_order(kept, actual, tolerance):
+        if error <= tolerance:
+            return ""
+        if _same_in_other_order(kept, actual, tolerance):
+            self.reordered = self.reordered or f" Before it, the same numbers are in another order at {what}."
             return ""
         return f"relative error {error:.3g}; original {tuple(expected.shape)}, cut {tuple(actual.shape)}"
 
