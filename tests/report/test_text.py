@@ -155,6 +155,10 @@ def test_numbers_alone_and_names_that_end_in_digits(report: Report) -> None:
         ("3", 1),
     ]
     assert rows_of(report, layer("fc1", *shape), layer("fc2", *shape)) == [("fc1", 1), ("fc2", 1)]
+    named = [layer(f"enc.layer_{i}.mlp.{j}", *shape) for i in range(9, 12) for j in (0, 3)]
+    assert rows_of(report, *named) == [("enc.layer_{9-11}.mlp.0", 3), ("enc.layer_{9-11}.mlp.3", 3)]
+    padded = [layer(f"b.{i:02}.fc", *shape) for i in (8, 9, 10)]
+    assert rows_of(report, *padded) == [("b.0{8-9}.fc", 2), ("b.10.fc", 1)]
 
 
 @pytest.mark.parametrize("width", [60, 90, 160])

@@ -46,7 +46,7 @@ def layer_rows(report: Report) -> list[Row]:
     return [_row(*entry) for entry in _compact([(layer.path, layer, 1) for layer in report.layers])]
 
 
-_Entry = tuple[str, LayerReport, int]  # path below the block that is looked at, layer, how many such layers
+_Entry = tuple[str, LayerReport, int]  # path from the block that is looked at on, layer, how many such layers
 _Block = tuple[str, int | None, list[_Entry]]  # path up to the number, the number, what is inside
 
 
@@ -56,7 +56,7 @@ def _compact(entries: list[_Entry]) -> list[_Entry]:
     for (head, number), run in groupby(entries, key=lambda entry: _split(entry[0])):
         inside = list(run)
         if number is not None:
-            skip = len(_joined(head, str(number))) + 1
+            skip = len(f"{head}{number}")
             inside = _compact([(path[skip:], layer, count) for path, layer, count in inside])
         blocks.append((head, number, inside))
     result: list[_Entry] = []
@@ -65,9 +65,8 @@ def _compact(entries: list[_Entry]) -> list[_Entry]:
         if first is None:
             result.extend(inside)
             continue
-        number = str(first) if len(same) == 1 else f"{{{first}-{same[-1][1]}}}"
-        for path, layer, count in inside:
-            result.append((_joined(head, number, path), layer, count * len(same)))
+        numbers = str(first) if len(same) == 1 else f"{{{first}-{same[-1][1]}}}"
+        result.extend((f"{head}{numbers}{path}", layer, count * len(same)) for path, layer, count in inside)
     return result
 
 
@@ -90,13 +89,12 @@ def _content(entries: Sequence[_Entry]) -> list[tuple[str, LayerReport, int]]:
 
 
 def _split(path: str) -> tuple[str, int | None]:
-    """What comes before the first component that is a number, and the number."""
-    match = re.match(r"(?:(.*?)\.)??(\d+)(?:\.|$)", path)
-    return (match[1] or "", int(match[2])) if match else (path, None)
-
-
-def _joined(*parts: str) -> str:
-    return ".".join(part for part in parts if part)
+    """The first number that tells blocks apart, as in `layers.3.fc` or `layer3.fc`, and what comes before."""
+    for match in re.finditer(r"([^.]*?)(0|[1-9]\d*)(\.|$)", path):
+        name, digits, dot = match.groups()
+        if dot or not name:  # the number at the end of a layer's own name says nothing about blocks
+            return path[: match.start(2)], int(digits)
+    return path, None
 
 
 def _row(path: str, layer: LayerReport, count: int) -> Row:

@@ -70,7 +70,8 @@ def totals(report: Report) -> list[tuple[str, str, str, str]]:
 def form_line(report: Report) -> str:
     """What kind of module came back, and why."""
     if report.form == "class":
-        return "Model: your own class with smaller parameters."
+        said = f" ({report.form_reason})" if report.form_reason else ""
+        return f"Model: your own class with smaller parameters{said}."
     return f"Model: a graph module with layers under their original names, because {report.form_reason}"
 
 
