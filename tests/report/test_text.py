@@ -81,7 +81,7 @@ branch             conv2d      16 x 16 x 1 x 1  gone                     0   0.0
 head               linear      10 x 16          same                   160         left alone: is part of the model's output (at output)
 
 7 layers: 5 smaller, 1 gone, 1 left alone.
-prunus 0.1.0, torch 2.15.0, Python 3.11.7, seed 3"""  # noqa: E501
+prunus 0.1.0, torch 2.15.0, Python 3.11.7, seed 3"""
 
 
 def test_the_whole_text(report: Report) -> None:
