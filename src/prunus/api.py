@@ -115,18 +115,9 @@ def execute(
     verification = (
         compare(structure.captured, structure.tracks, _tensor(keep), module, small) if verify else None
     )
-    own, reason = _own_class(structure, small, module, keep, plan)
-    model = own if own is not None else module
-    report = build_report(
-        structure,
-        small,
-        plan,
-        model,
-        "class" if own is not None else "graph",
-        reason,
-        verification,
-        measure_latency,
-    )
+    own, remark = _own_class(structure, small, module, keep, plan)
+    model, form = (module, "graph") if own is None else (own, "class")
+    report = build_report(structure, small, plan, model, form, remark, verification, measure_latency)
     return Result(model, plan, report, small, structure)
 
 

@@ -43,7 +43,9 @@ def rebuild(described: dict[str, Any]) -> Inputs:
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(described["structure"]))
         return Inputs(tuple(args), dict(kwargs))
     except (KeyError, TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise PlanError(f"the plan does not say how to call the model ({type(error).__name__}: {error}): pass example_inputs") from error
+        raise PlanError(
+            f"the plan does not say how to call the model ({type(error).__name__}: {error}): pass example_inputs"
+        ) from error
 
 
 def _tensor(entry: dict[str, Any]) -> Any:

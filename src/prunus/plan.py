@@ -74,8 +74,12 @@ class Plan:
         for group in self.groups:
             if group.name == name:
                 changed = dataclasses.replace(group, keep=checked(name, group.size, indices))
-                return dataclasses.replace(self, groups=tuple(changed if g is group else g for g in self.groups))
-        raise PlanError(f"the plan has no group {name!r}; it has {', '.join(g.name for g in self.groups[:8])}")
+                return dataclasses.replace(
+                    self, groups=tuple(changed if g is group else g for g in self.groups)
+                )
+        raise PlanError(
+            f"the plan has no group {name!r}; it has {', '.join(g.name for g in self.groups[:8])}"
+        )
 
     def to_json(self) -> str:
         content = {"prunus_plan": self.version, **dataclasses.asdict(self)}
@@ -96,7 +100,9 @@ class Plan:
         if not isinstance(content, dict) or "prunus_plan" not in content:
             raise PlanError("this is no plan: it has no entry 'prunus_plan'")
         if content["prunus_plan"] != VERSION:
-            raise PlanError(f"this plan has format version {content['prunus_plan']!r}; this prunus reads version {VERSION}")
+            raise PlanError(
+                f"this plan has format version {content['prunus_plan']!r}; this prunus reads version {VERSION}"
+            )
         try:
             groups = tuple(_group(entry) for entry in content["groups"])
             names = [g.name for g in groups]
@@ -158,7 +164,9 @@ def checked(name: str, size: int, indices: Iterable[int]) -> tuple[int, ...]:
     numbers = [int(i) for i in listed]
     outside = [i for i in numbers if not 0 <= i < size]
     if outside:
-        raise PlanError(f"{name}: index {outside[0]} is out of range; it has {size} channels, 0 to {size - 1}")
+        raise PlanError(
+            f"{name}: index {outside[0]} is out of range; it has {size} channels, 0 to {size - 1}"
+        )
     if len(set(numbers)) != len(numbers):
         twice = next(i for i in numbers if numbers.count(i) > 1)
         raise PlanError(f"{name}: index {twice} is listed twice")

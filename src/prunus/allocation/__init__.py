@@ -5,4 +5,14 @@ from prunus.allocation.costs import Cost, CostModel
 from prunus.allocation.families import Family, find_families, held_by
 from prunus.allocation.target import Target
 
-__all__ = ["Choice", "Cost", "CostModel", "Family", "Target", "find_families", "global_rank", "held_by", "uniform"]
+__all__ = [
+    "Choice",
+    "Cost",
+    "CostModel",
+    "Family",
+    "Target",
+    "find_families",
+    "global_rank",
+    "held_by",
+    "uniform",
+]

@@ -21,10 +21,14 @@ def uniform(structure: Structure, families: list[Family], fraction: float) -> Ch
     Raises:
         TargetError: floors or multiples keep the model away from the fraction.
     """
-    counts = [family.fit(max(round(fraction * family.size), 0 if _is_small(family) else 1)) for family in families]
+    counts = [
+        family.fit(max(round(fraction * family.size), 0 if _is_small(family) else 1)) for family in families
+    ]
     for pool in _pools(families):
         want = round(fraction * sum(families[i].size for i in pool))
-        ranked = sorted(((families[i].worth[j], -i, j) for i in pool for j in range(families[i].size)), reverse=True)
+        ranked = sorted(
+            ((families[i].worth[j], -i, j) for i in pool for j in range(families[i].size)), reverse=True
+        )
         quota = {i: int(fraction * families[i].size) for i in pool}
         spare = want - sum(quota.values())
         for _, minus_i, j in ranked:
@@ -84,7 +88,9 @@ def global_rank(structure: Structure, families: list[Family], target: Target, co
 
 def _refill(families: list[Family], counts: list[int], fits: Callable[[list[int]], bool]) -> list[int]:
     """Give back the best units that still fit: steps of several channels can overshoot."""
-    order = sorted(range(len(families)), key=lambda i: -families[i].worth[min(counts[i], families[i].size - 1)])
+    order = sorted(
+        range(len(families)), key=lambda i: -families[i].worth[min(counts[i], families[i].size - 1)]
+    )
     for i in order[:32]:
         larger = [k for k in families[i].allowed if k > counts[i]]
         if larger:
@@ -134,7 +140,8 @@ def _alive(structure: Structure, families: list[Family], counts: list[int]) -> l
         here = {
             by_group[name]
             for name, positions in structure.positions.items()
-            if name in by_group and any(p.placeholder == dead[0].placeholder and p.axis == dead[0].axis for p in positions)
+            if name in by_group
+            and any(p.placeholder == dead[0].placeholder and p.axis == dead[0].axis for p in positions)
         }
         empty = [i for i in here if counts[i] == 0]
         if not empty:
@@ -152,6 +159,12 @@ def _obstacles(structure: Structure, families: list[Family]) -> str:
     for group in structure.groups:
         if group.name not in free and not group.outer:
             reason = group.held or "held by your settings"
-            held[f"{group.name} ({group.size}: {reason})"] = sum(tensors.get(m.parameter, 0) for m in group.members if m.produces)
+            held[f"{group.name} ({group.size}: {reason})"] = sum(
+                tensors.get(m.parameter, 0) for m in group.members if m.produces
+            )
     largest = sorted(held, key=lambda k: -held[k])[:5]
-    return ("Held: " + "; ".join(largest) + ".") if largest else "Nothing is held; floors and multiples limit it."
+    return (
+        ("Held: " + "; ".join(largest) + ".")
+        if largest
+        else "Nothing is held; floors and multiples limit it."
+    )

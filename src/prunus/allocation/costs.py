@@ -36,7 +36,11 @@ class CostModel:
         saved = _saved(structure)
         for name, tensor in captured.tensors.items():
             spans = [np.arange(start, start + size) for start, size in axes[name]]
-            constant = tensor.numel() // int(np.prod([len(s) for s in spans], dtype=np.int64)) if spans else tensor.numel()
+            constant = (
+                tensor.numel() // int(np.prod([len(s) for s in spans], dtype=np.int64))
+                if spans
+                else tensor.numel()
+            )
             self._tensors.add(constant, [(s,) for s in spans])
             self._is_parameter.append(captured.kinds[name] == "parameter")
             self._bytes.append(tensor.element_size() if name in saved else 0)
@@ -55,7 +59,11 @@ class CostModel:
         sizes = self._tensors(keep)
         works = self._works(keep)
         per_batch = np.array(self._per_batch, bool)
-        macs = round(int(works[per_batch].sum()) / self._batch) + int(works[~per_batch].sum()) if len(works) else 0
+        macs = (
+            round(int(works[per_batch].sum()) / self._batch) + int(works[~per_batch].sum())
+            if len(works)
+            else 0
+        )
         params = int(sizes[np.array(self._is_parameter, bool)].sum()) if len(sizes) else 0
         return Cost(params, macs, int((sizes * np.array(self._bytes)).sum()))
 
@@ -87,7 +95,8 @@ class _Products:
     def freeze(self) -> None:
         depth = max((len(c) for c in self.clusters), default=0)
         self.layers = [
-            np.concatenate([c[i] if i < len(c) else np.zeros(len(c[0]), np.int64) for c in self.clusters]) for i in range(depth)
+            np.concatenate([c[i] if i < len(c) else np.zeros(len(c[0]), np.int64) for c in self.clusters])
+            for i in range(depth)
         ]
         self.starts = np.cumsum([0] + [len(c[0]) for c in self.clusters])[:-1]
         self.base = np.array(self.constants, dtype=np.int64)

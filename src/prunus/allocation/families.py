@@ -49,7 +49,10 @@ class Family:
 
     def keep(self, count: int) -> dict[str, np.ndarray]:
         """Indices that every group keeps when each row keeps `count`."""
-        return {g.name: np.sort(rows[:, :count].reshape(-1)) for g, rows in zip(self.groups, self.order, strict=True)}
+        return {
+            g.name: np.sort(rows[:, :count].reshape(-1))
+            for g, rows in zip(self.groups, self.order, strict=True)
+        }
 
 
 def held_by(structure: Structure, patterns: Sequence[str]) -> set[str]:
@@ -62,16 +65,25 @@ def held_by(structure: Structure, patterns: Sequence[str]) -> set[str]:
         patterns = (patterns,)
     names: set[str] = set()
     modules = {m for group in structure.groups for m in group.modules}
-    every = {p.rpartition(".")[0] for p in structure.captured.names.values()} | set(structure.captured.names.values())
+    every = {p.rpartition(".")[0] for p in structure.captured.names.values()} | set(
+        structure.captured.names.values()
+    )
     missing = []
     for pattern in patterns:
-        hit = [g.name for g in structure.groups if _matches(pattern, g.name) or any(_matches(pattern, m) for m in (*g.modules, *(m.parameter for m in g.members)))]
+        hit = [
+            g.name
+            for g in structure.groups
+            if _matches(pattern, g.name)
+            or any(_matches(pattern, m) for m in (*g.modules, *(m.parameter for m in g.members)))
+        ]
         if not hit and not any(_matches(pattern, path) for path in every):
             near = difflib.get_close_matches(pattern, modules | set(g.name for g in structure.groups), 3)
             missing.append(f"{pattern!r}" + (f" (similar: {', '.join(near)})" if near else ""))
         names.update(hit)
     if missing:
-        raise ConfigError(f"hold: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them.")
+        raise ConfigError(
+            f"hold: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them."
+        )
     return names
 
 
@@ -135,7 +147,10 @@ def _allowed(groups: tuple[Group, ...], floor: float, multiple_of: int) -> tuple
     rows = groups[0].row_count
     step = multiple_of // np.gcd(multiple_of, rows)
     alone = rows == 1 and size < SMALL and len(groups) == 1
-    least = max(0 if alone else 1, floor if isinstance(floor, int) else int(np.ceil(floor * size - 1e-9)) if not alone else 0)
+    least = max(
+        0 if alone else 1,
+        floor if isinstance(floor, int) else int(np.ceil(floor * size - 1e-9)) if not alone else 0,
+    )
     counts = [k for k in range(0, size, int(step)) if k >= least]
     return (*counts, size)
 
@@ -145,10 +160,18 @@ def _floors(structure: Structure, floors: float | Mapping[str, float | int]) -> 
         floors = {"*": floors}
     least: dict[str, float | int] = {}
     for pattern, value in floors.items():
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 0 or isinstance(value, float) and 0 <= value <= 1
+        good = (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or (
+            isinstance(value, float) and 0 <= value <= 1
+        )
         if not good:
-            raise ConfigError(f"floor {value!r} for {pattern!r}: give a fraction from 0 to 1, or a whole number of channels")
-        for group in structure.groups if pattern == "*" else [g for g in structure.groups if g.name in held_by(structure, (pattern,))]:
+            raise ConfigError(
+                f"floor {value!r} for {pattern!r}: give a fraction from 0 to 1, or a whole number of channels"
+            )
+        for group in (
+            structure.groups
+            if pattern == "*"
+            else [g for g in structure.groups if g.name in held_by(structure, (pattern,))]
+        ):
             share = value if isinstance(value, float) else min(1.0, value / group.row_size)
             least[group.name] = max(least.get(group.name, 0.0), float(share))
     return least

@@ -33,8 +33,15 @@ class Target:
             said = " and ".join(given) or "none"
             raise ConfigError(f"a target needs exactly one of channels, params, macs, size_bytes; got {said}")
         value = getattr(self, given[0])
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 < value <= 1:
-            raise ConfigError(f"Target({given[0]}={value!r}): say what is kept, a fraction above 0 and up to 1 (0.5 keeps half)")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not 0 < value <= 1
+        ):
+            raise ConfigError(
+                f"Target({given[0]}={value!r}): say what is kept, a fraction above 0 and up to 1 (0.5 keeps half)"
+            )
 
     @property
     def unit(self) -> str:

@@ -93,8 +93,10 @@ def as_criterion(method: object) -> Criterion:
     if callable(getattr(method, "score", None)):
         return method  # type: ignore[return-value]
     if callable(method):
-        return _Function(method)
-    raise ConfigError(f"method must be a name, an object with `score(group)`, or a callable; got {type(method).__name__}")
+        return _Function(method)  # pyright: ignore[reportArgumentType]
+    raise ConfigError(
+        f"method must be a name, an object with `score(group)`, or a callable; got {type(method).__name__}"
+    )
 
 
 class _Function:

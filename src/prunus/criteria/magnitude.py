@@ -92,9 +92,13 @@ def check_scores(scores: object, group: GroupView, method: str) -> Tensor:
     """
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (group.size,):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise PlanError(f"{method} must return a tensor of shape ({group.size},) for group {group.name!r}, one score per unit; got {got}")
+        raise PlanError(
+            f"{method} must return a tensor of shape ({group.size},) for group {group.name!r}, one score per unit; got {got}"
+        )
     scores = scores.detach().double().cpu()
     if not bool(torch.isfinite(scores).all()):
         count = int((~torch.isfinite(scores)).sum())
-        raise PlanError(f"{method} gave {count} scores that are NaN or infinite for group {group.name!r}: check its weights and data")
+        raise PlanError(
+            f"{method} gave {count} scores that are NaN or infinite for group {group.name!r}: check its weights and data"
+        )
     return scores

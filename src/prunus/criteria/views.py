@@ -34,7 +34,14 @@ class Views:
             if gain is not None:
                 weight = weight * gain.view(-1, *(1,) * (weight.dim() - 1))
             rows = weight.movedim(position.axis, 0).reshape(weight.shape[position.axis], -1)
-            members.append(MemberView(name, position.axis, made.get((name, position.axis), False), by_unit(rows, position.unit, group.size)))
+            members.append(
+                MemberView(
+                    name,
+                    position.axis,
+                    made.get((name, position.axis), False),
+                    by_unit(rows, position.unit, group.size),
+                )
+            )
         return GroupView(group.name, group.size, tuple(members), zlib.crc32(group.name.encode()))
 
 
@@ -62,7 +69,13 @@ def _batch_norm_gains(structure: Structure) -> dict[str, Tensor]:
         if not str(node.target).startswith("aten.batch_norm"):
             continue
         layer, weight, _, mean, variance = (*node.args[:5], *(None,) * (5 - len(node.args[:5])))
-        if mean is None or variance is None or layer is None or layer.op != "call_function" or len(layer.users) != 1:
+        if (
+            mean is None
+            or variance is None
+            or layer is None
+            or layer.op != "call_function"
+            or len(layer.users) != 1
+        ):
             continue
         name = str(layer.target)
         if not name.startswith(("aten.conv", "aten.linear")) or "transpose" in name:

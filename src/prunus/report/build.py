@@ -24,16 +24,20 @@ def build_report(
     plan: Plan,
     model: nn.Module,
     form: str,
-    form_reason: str,
+    remark: str,
     verification: Verification | None,
     measure_latency: bool,
 ) -> Report:
     """Report on a compression: what happened to every group and layer, and the totals counted from the results."""
     before_ms, after_ms = _latency(structure.captured, model) if measure_latency else (None, None)
-    left_out = (f"not part of the graph: {', '.join(structure.captured.left_out)}",) if structure.captured.left_out else ()
+    left_out = (
+        (f"not part of the graph: {', '.join(structure.captured.left_out)}",)
+        if structure.captured.left_out
+        else ()
+    )
     return Report(
         form=form,
-        form_reason=form_reason,
+        form_reason=remark if form == "graph" else "",
         method=plan.method,
         target=plan.target,
         before=_totals_before(structure.captured, before_ms),
@@ -43,13 +47,14 @@ def build_report(
         verification=verification.to_dict() if verification else None,
         unknown_operators=dict(structure.unknown),
         latency_threads=LATENCY_THREADS if measure_latency else None,
-        notes=left_out,
+        notes=tuple(notes),
         versions=versions(),
         seed=plan.seed,
     )
 
 
 def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
     from prunus import __version__
 
     return {"prunus": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -57,23 +62,36 @@ def versions() -> dict[str, str]:
 
 def _totals_before(captured: Captured, latency_ms: float | None) -> Totals:
     if captured.model is not None:
-        return Totals(count_params(captured.model), count_macs(captured), count_size_bytes(captured.model), latency_ms)
+        return Totals(
+            count_params(captured.model), count_macs(captured), count_size_bytes(captured.model), latency_ms
+        )
     tensors = {name: t for name, t in captured.tensors.items() if captured.kinds[name] != "constant"}
     params = sum(t.numel() for name, t in tensors.items() if captured.kinds[name] == "parameter")
-    return Totals(params, count_macs(captured), sum(t.numel() * t.element_size() for t in tensors.values()), latency_ms)
+    return Totals(
+        params, count_macs(captured), sum(t.numel() * t.element_size() for t in tensors.values()), latency_ms
+    )
 
 
 def _latency(captured: Captured, model: nn.Module) -> tuple[float | None, float]:
     if captured.model is None:
         return None, measure_many({"after": model}, captured.example, threads=LATENCY_THREADS)["after"]
-    times = measure_many({"before": captured.model, "after": model}, captured.example, threads=LATENCY_THREADS)
+    times = measure_many(
+        {"before": captured.model, "after": model}, captured.example, threads=LATENCY_THREADS
+    )
     return times["before"], times["after"]
 
 
 def _groups(structure: Structure, plan: Plan) -> tuple[GroupReport, ...]:
     kept = {g.name: len(g.keep) for g in plan.groups}
     return tuple(
-        GroupReport(g.name, g.size, kept.get(g.name, g.size), g.held, g.constraints, tuple(f"{m.parameter}:{m.axis}" for m in g.members))
+        GroupReport(
+            g.name,
+            g.size,
+            kept.get(g.name, g.size),
+            g.held,
+            g.constraints,
+            tuple(f"{m.parameter}:{m.axis}" for m in g.members),
+        )
         for g in structure.groups
     )
 
@@ -97,8 +115,22 @@ def _layers(structure: Structure, small: Captured, plan: Plan) -> tuple[LayerRep
         after_params = 0 if gone else sum(small.tensors[n].numel() for n in names)
         reason = None
         if after_params == before_params:
-            reason = reasons.get(path) or ("is not used by the forward" if not any(n in used for n in names) else "nothing was chosen for removal here")
-        layers.append(LayerReport(path, kinds.get(largest, ""), tuple(captured.tensors[largest].shape), after, before_params, after_params, reason))
+            reason = reasons.get(path) or (
+                "is not used by the forward"
+                if not any(n in used for n in names)
+                else "nothing was chosen for removal here"
+            )
+        layers.append(
+            LayerReport(
+                path,
+                kinds.get(largest, ""),
+                tuple(captured.tensors[largest].shape),
+                after,
+                before_params,
+                after_params,
+                reason,
+            )
+        )
     return tuple(layers)
 
 
@@ -120,7 +152,13 @@ def _reasons(structure: Structure, plan: Plan) -> dict[str, str]:
     chosen = {g.name for g in plan.groups}
     reasons: dict[str, str] = {}
     for group in structure.groups:
-        text = group.held if group.held else None if group.name in chosen or group.outer else "every channel was kept"
+        text = (
+            group.held
+            if group.held
+            else None
+            if group.name in chosen or group.outer
+            else "every channel was kept"
+        )
         for path in group.modules:
             if text and (path in group.producers or path not in reasons):
                 reasons[path] = text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -192,7 +191,7 @@ def _partition(units: Units, removable: np.ndarray, held: np.ndarray) -> tuple[n
     if not len(chosen):
         return group_of, 0
     reason = np.where(removable[chosen], -2, units.held[chosen])
-    text = {-2: 0}
+    text: dict[object, int] = {-2: 0}
     codes = np.array(
         [text.setdefault(_code(units, r), len(text)) for r in reason]
     )  # units held for one reason together
@@ -207,13 +206,13 @@ def _code(units: Units, reason: int) -> object:
 
 
 def _reason(units: Units, unit: int) -> str:
-    index = units.held[unit]
+    index = int(units.held[unit])
     if index < 0:
         if units.locked[unit]:
             owners = units.slab[units.member == unit]
             held = [units.held[o] for o in owners if units.held[o] >= 0]
             if held:
-                return _sentence(units, held[0])
+                return _sentence(units, int(held[0]))
         return "no layer produces it by itself"
     return _sentence(units, index)
 
@@ -232,7 +231,7 @@ def control(units: Units) -> csr_array:
     )
     reach = step
     for _ in range(4):
-        grown = (reach @ step).astype(bool)
+        grown = csr_array((reach @ step).astype(bool))
         if grown.nnz == reach.nnz:
             break
         reach = grown
@@ -283,7 +282,7 @@ def _names(
     for g in range(len(members)):
         producers = list(dict.fromkeys(m.module or m.parameter for m in members[g] if m.produces))
         paths = producers or list(dict.fromkeys(m.module or m.parameter for m in members[g]))
-        prefix = os.path.commonprefix([p.split(".") for p in paths])
+        prefix = _common([p.split(".") for p in paths])
         base = paths[0] if len(paths) == 1 else ".".join([*prefix, nodes[g] or "group"])
         bases.append(base + "[rows]" if outer[g] else base)
     names: list[str] = [""] * len(members)
@@ -298,6 +297,16 @@ def _names(
         taken.add(unique)
         names[g] = unique
     return names
+
+
+def _common(paths: list[list[str]]) -> list[str]:
+    """The first parts that all paths share."""
+    prefix = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        prefix.append(parts[0])
+    return prefix
 
 
 def _rows(

@@ -27,7 +27,9 @@ class Position:
     unit: np.ndarray
 
 
-def find_positions(captured: Captured, labels: Labels, units: Units, groups: tuple[Group, ...]) -> dict[str, tuple[Position, ...]]:
+def find_positions(
+    captured: Captured, labels: Labels, units: Units, groups: tuple[Group, ...]
+) -> dict[str, tuple[Position, ...]]:
     """For every group that can be pruned: the positions of its units, per axis."""
     group_of, index = np.full(units.count, -1), np.zeros(units.count, int)
     for g, group in enumerate(groups):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate, map_arg
 
 from prunus.capture import Captured, concrete, size_of
 from prunus.errors import StructureError
@@ -17,7 +18,7 @@ from prunus.structure.rules import RULES
 from prunus.structure.value import Value
 
 # labels are strided differently from the values: where a view of them does not exist, a copy will do
-COPYING = {torch.ops.aten.view.default: torch.reshape, torch.ops.aten._unsafe_view.default: torch.reshape}
+COPYING: dict[Any, Any] = {torch.ops.aten.view.default: torch.reshape, torch.ops.aten._unsafe_view.default: torch.reshape}
 FOLD_LIMIT = 1 << 24  # elements; larger integer constants are not folded
 
 
@@ -56,7 +57,7 @@ class Run:
         if node.op == "placeholder":
             return self.placeholder(node)
         if node.op == "output":
-            fx.node.map_arg(node.args, lambda n: self._hold_output(n, node))
+            map_arg(node.args, lambda n: self._hold_output(n, node))
             return None
         if node.op != "call_function":
             return self.unknown(node)
@@ -112,28 +113,25 @@ class Run:
         meta = node.meta.get("val")
         if not isinstance(meta, Tensor) or meta.is_floating_point() or meta.numel() > FOLD_LIMIT:
             return None
-        if (
-            any(v.data is None for v in values)
-            or meta.dim() == 0
-            and not values
-            and not isinstance(node.target, torch._ops.OpOverload)
+        if any(v.data is None for v in values) or (
+            meta.dim() == 0 and not values and not isinstance(node.target, torch._ops.OpOverload)
         ):
             return None
         if not values and torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             return None
-        args = fx.node.map_aggregate(self.resolve(node.args), lambda x: x.data if isinstance(x, Value) else x)
-        kwargs = fx.node.map_aggregate(
+        args = map_aggregate(self.resolve(node.args), lambda x: x.data if isinstance(x, Value) else x)
+        kwargs = map_aggregate(
             self.resolve(node.kwargs), lambda x: x.data if isinstance(x, Value) else x
         )
         if node.target._schema.is_mutable:  # type: ignore[union-attr]
-            args = fx.node.map_aggregate(args, lambda x: x.clone() if isinstance(x, Tensor) else x)
+            args = map_aggregate(args, lambda x: x.clone() if isinstance(x, Tensor) else x)
         result = node.target(*args, **kwargs)  # type: ignore[operator, misc]
         return Value(tuple(result.shape), (), result) if isinstance(result, Tensor) else None
 
     # ------------------------------------------------------------------ used by rules
     def resolve(self, args: Any) -> Any:
         """Arguments with nodes replaced by what they looked like."""
-        return fx.node.map_arg(args, lambda n: self.values[n])
+        return map_arg(args, lambda n: self.values[n])
 
     def bind(self, node: fx.Node) -> SimpleNamespace:
         """The node's arguments by the names of the operator's schema, defaults filled in."""
@@ -195,8 +193,8 @@ class Run:
         return kept
 
     def meet(
-        self, node: fx.Node, shape: tuple[int, ...], *values: Value, ignore: set[int] = frozenset()
-    ) -> list[Tensor]:  # type: ignore[assignment]
+        self, node: fx.Node, shape: tuple[int, ...], *values: Value, ignore: frozenset[int] = frozenset()
+    ) -> list[Tensor]:
         """Relate values that are broadcast together to `shape`; returns the tracks of the result."""
         merged: list[Tensor] = []
         real = tuple(False for _ in shape)
@@ -236,13 +234,15 @@ class Run:
             return value.data if value.data is not None else torch.zeros(()).expand(value.shape)
 
         target = COPYING.get(node.target, node.target)
-        return target(*fx.node.map_arg(node.args, argument), **fx.node.map_arg(node.kwargs, argument))  # type: ignore[operator]
+        return target(*map_arg(node.args, argument), **map_arg(node.kwargs, argument))  # type: ignore[operator]
 
     def moved(self, node: fx.Node, source: Value, tracks: list[Tensor]) -> Value:
         """The result of a movement: find again what is constant in copies, note grids that it has laid out."""
         out = []
         for before, after in zip(source.tracks, tracks, strict=True):
-            if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr() or _extent(after) != _extent(before):
+            if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr() or _extent(
+                after
+            ) != _extent(before):
                 after = tighten(after)
             if _extent(after) != _extent(before):
                 self.labels.grid(after, node.name)

@@ -66,7 +66,11 @@ class Work:
 
 def varying(track: Tensor) -> tuple[int, ...]:
     """Axes along which the label changes: those of size > 1 that the strides do not skip."""
-    return tuple(i for i, (size, stride) in enumerate(zip(track.shape, track.stride(), strict=True)) if size > 1 and stride)
+    return tuple(
+        i
+        for i, (size, stride) in enumerate(zip(track.shape, track.stride(), strict=True))
+        if size > 1 and stride
+    )
 
 
 def compact(track: Tensor, axes: tuple[int, ...]) -> Tensor:

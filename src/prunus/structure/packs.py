@@ -58,7 +58,8 @@ def find_packs(captured: Captured, values: dict[str, Any]) -> list[Pack]:
 
 
 def _pack(node: fx.Node, values: dict[str, Any]) -> Pack | None:
-    before, after = values[node.args[0].name], values[node.name]
+    source: Any = node.args[0]
+    before, after = values[source.name], values[node.name]
     if not isinstance(before, Value) or len(before.tracks) != 1 or len(after.tracks) != 1:
         return None
     flat, axes = varying(before.tracks[0]), varying(after.tracks[0])
@@ -97,15 +98,16 @@ def _follow(
 
 
 def _moved(node: fx.Node, axis: int, rank: int) -> int:
+    args: Any = node.args
     if node.target is aten.permute.default:
-        return [d % rank for d in node.args[1]].index(axis)  # type: ignore[union-attr]
+        return [d % rank for d in args[1]].index(axis)
     if node.target is aten.transpose.int:
-        a, b = node.args[1] % rank, node.args[2] % rank  # type: ignore[operator]
+        a, b = args[1] % rank, args[2] % rank
         return b if axis == a else a if axis == b else axis
     if node.target is aten.unsqueeze.default:
-        return axis + (node.args[1] % (rank + 1) <= axis)  # type: ignore[operator]
+        return axis + (args[1] % (rank + 1) <= axis)
     if node.target is aten.squeeze.dim:
-        return axis - (node.args[1] % rank < axis)  # type: ignore[operator]
+        return axis - (args[1] % rank < axis)
     return axis
 
 
@@ -113,12 +115,14 @@ def _ends(node: fx.Node, axis: int, rank: int, parts: int) -> tuple[tuple[fx.Nod
     """Per part the nodes that are just that part; None if something else uses the value."""
     ends: list[list[fx.Node]] = [[] for _ in range(parts)]
     for user in node.users:
-        dim = user.args[1] if len(user.args) > 1 else 0
-        if user.target is aten.select.int and dim % rank == axis and isinstance(user.args[2], int):  # type: ignore[operator]
-            ends[user.args[2] % parts].append(user)
-        elif user.target is aten.unbind.int and dim % rank == axis:  # type: ignore[operator]
+        args: Any = user.args
+        dim = args[1] if len(args) > 1 else 0
+        if user.target is aten.select.int and dim % rank == axis and isinstance(args[2], int):
+            ends[args[2] % parts].append(user)
+        elif user.target is aten.unbind.int and dim % rank == axis:
             for item in user.users:
-                ends[item.args[1]].append(item)  # type: ignore[index]
+                part: Any = item.args[1]
+                ends[part].append(item)
         else:
             return None
     return tuple(tuple(e) for e in ends)

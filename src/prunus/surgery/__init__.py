@@ -4,5 +4,15 @@ from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.lift import lift
 from prunus.surgery.slice import slice_graph
 from prunus.surgery.verify import Verification, compare
+from prunus.surgery.write_back import write_back
 
-__all__ = ["Verification", "compare", "count_macs", "count_params", "count_size_bytes", "lift", "slice_graph"]
+__all__ = [
+    "Verification",
+    "compare",
+    "count_macs",
+    "count_params",
+    "count_size_bytes",
+    "lift",
+    "slice_graph",
+    "write_back",
+]

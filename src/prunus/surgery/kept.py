@@ -171,12 +171,9 @@ def _separable(mask: Tensor, sizes: list[int]) -> list[Tensor] | None:
 
 
 def shaped(meta: Any, what: Any) -> Any:
-    """A (fake) tensor, or a sequence of them, in the shape of what stays; symbolic sizes stay symbolic."""
+    """Tensors without content in the shapes of what stays: concrete sizes, as the labels have them."""
     if isinstance(meta, (tuple, list)):
         return type(meta)(shaped(m, w) for m, w in zip(meta, what, strict=False))
-    if not isinstance(what, Kept) or not what.changed or not isinstance(meta, Tensor):
+    if not isinstance(what, Kept) or not isinstance(meta, Tensor):
         return meta
-    sizes: list[Any] = []
-    for old, before, after in zip(meta.shape, what.before, what.shape, strict=True):
-        sizes.append(old if before == after else after if isinstance(old, int) else old * after // before)
-    return meta.new_empty(sizes)
+    return torch.empty(what.shape, dtype=meta.dtype, device="meta")

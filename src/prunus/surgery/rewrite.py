@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from prunus.capture import concrete
 from prunus.errors import SurgeryError
@@ -94,8 +95,8 @@ class Rewriting:
 
     def emit(self, node: fx.Node) -> None:
         """Copy one node."""
-        args = fx.node.map_arg(node.args, lambda n: self.new[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.new[n])
+        args = map_arg(node.args, lambda n: self.new[n])
+        kwargs = map_arg(node.kwargs, lambda n: self.new[n])
         copy = self.graph.create_node(node.op, node.target, args, kwargs, node.name + self.suffix)  # type: ignore[arg-type]
         copy.meta = dict(node.meta)
         self.new[node] = copy
@@ -132,6 +133,7 @@ def argument(node: fx.Node, name: str) -> Any:
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument of an operator by its name in the schema."""
     for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if a.name == name:
             if i < len(node.args):
@@ -143,6 +145,7 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 
 def main_input(node: fx.Node) -> fx.Node:
+    """The operator's first operand."""
     return node.args[0]  # type: ignore[return-value]
 
 
@@ -250,7 +253,7 @@ def _slice(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
         for x in (argument(node, "start"), argument(node, "end"))
     ]
     step = argument(node, "step")
-    positions = chosen(run, source, dim, torch.arange(size)[slice(*bounds, step)])
+    positions = chosen(run, source, dim, torch.arange(size)[slice(bounds[0], bounds[1], step)])
     if not len(positions):
         raise SurgeryError(f"nothing is left of the slice {node.name}")
     stride = int(positions[1] - positions[0]) if len(positions) > 1 else 1
@@ -265,6 +268,7 @@ def _slice(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
 
 
 def set_all(node: fx.Node, args: tuple[Any, ...]) -> None:
+    """Replace all arguments."""
     node.args = args
     node.kwargs = {}
 
@@ -351,7 +355,7 @@ def _index(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
             return
         data = [None if d is None else torch.nonzero(d).flatten() for d in data]
     places = [k for k, d in enumerate(data) if d is not None]
-    block = torch.broadcast_shapes(*(data[k].shape for k in places))
+    block = torch.broadcast_shapes(*(d.shape for d in data if d is not None))
     adjacent = places == list(range(places[0], places[-1] + 1))
     start = places[0] if adjacent else 0
     lines = [out.line(start + j) for j in range(len(block))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,18 +33,23 @@ def skipped(packs: list[Pack]) -> set[str]:
             for end in ends:
                 names.add(end.name)
                 if end.target is not aten.select.int:
-                    names.add(end.args[0].name)  # type: ignore[union-attr]
+                    unbind: Any = end.args[0]
+                    names.add(unbind.name)
     return names
 
 
 def unpack(run: Rewriting, pack: Pack) -> None:
     """Emit, in place of the pack's path, a split of its input and one path per part."""
-    source = pack.reshape.args[0]
-    packed = run.kept(source)
+    source: Any = pack.reshape.args[0]
     sizes = [int(run.keep[torch.from_numpy(part.reshape(-1))].sum()) for part in pack.labels]
-    split = run.graph.create_node("call_function", aten.split_with_sizes.default, (run.new[source], sizes, pack.dim), name=f"{pack.reshape.name}_parts")
+    split = run.graph.create_node(
+        "call_function",
+        aten.split_with_sizes.default,
+        (run.new[source], sizes, pack.dim),
+        name=f"{pack.reshape.name}_parts",
+    )
     split.meta = {k: v for k, v in pack.reshape.meta.items() if k != "val"}
-    whole = run.new[source].meta.get("val") if not packed.changed else shaped(source.meta["val"], packed)
+    whole = run.new[source].meta["val"]
     for i, ends in enumerate(pack.ends):
         if not ends:
             continue
@@ -54,13 +59,17 @@ def unpack(run: Rewriting, pack: Pack) -> None:
         branch = run.branch(keep, f"_part{i}")
         with_sizes = list(whole.shape)
         with_sizes[pack.dim] = sizes[i]
-        part = run.graph.create_node("call_function", operator.getitem, (split, i), name=f"{pack.reshape.name}_part_{i}")
+        part = run.graph.create_node(
+            "call_function", operator.getitem, (split, i), name=f"{pack.reshape.name}_part_{i}"
+        )
         part.meta = {**split.meta, "val": whole.new_empty(with_sizes)}
         branch.new[source] = part
         for node in pack.path:
             branch.emit(node)
         last = pack.path[-1]
-        end = run.graph.create_node("call_function", aten.select.int, (branch.new[last], pack.axis, 0), name=ends[0].name)
+        end = run.graph.create_node(
+            "call_function", aten.select.int, (branch.new[last], pack.axis, 0), name=ends[0].name
+        )
         end.meta = dict(ends[0].meta)
         what: Kept = branch.kept(ends[0])
         end.meta["val"] = shaped(ends[0].meta["val"], what)

@@ -14,7 +14,7 @@ from prunus.structure.value import Value
 
 @rule("scaled_dot_product_attention")
 def attention(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    """q (..., H, L, E), k (..., H', S, E), v (..., H', S, V); with grouped-query heads H is a multiple of H'."""
+    """Q (..., H, L, E), k (..., H', S, E), v (..., H', S, V); with grouped-query heads H is a multiple of H'."""
     q, k, v = a.query, a.key, a.value
     if a.enable_gqa and q.shape[-3] != k.shape[-3]:
         return _grouped_query(run, node, a)

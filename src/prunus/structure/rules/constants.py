@@ -12,7 +12,20 @@ from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
 
 
-@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full", "eye", "empty_strided")
+@rule(
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+    "eye",
+    "empty_strided",
+)
 def create(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     shape = run.shape(node)
     sizes = node.meta["val"].shape
@@ -24,7 +37,9 @@ def create(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return Value(shape, tuple(tracks))
 
 
-@rule("arange", "linspace", "scalar_tensor", "randint", "randperm", "logspace", "tril_indices", "triu_indices")
+@rule(
+    "arange", "linspace", "scalar_tensor", "randint", "randperm", "logspace", "tril_indices", "triu_indices"
+)
 def positions(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """Counting tensors: their entries depend on where they stand."""
     return run.solid(node)

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from prunus.structure.labels import varying
 from prunus.structure.meet import meet
 from prunus.structure.rules.registry import rule
-from prunus.structure.value import Value, respread
+from prunus.structure.value import Value
 
 REASON = "is multiplied with a value along an axis where nothing can be removed"
 
@@ -34,13 +34,14 @@ def contract(run: Any, node: fx.Node, x: Value, xn: str, w: Value, wn: str, out:
     joint = tuple(sizes[n] for n in names)
     left = [_onto(t, xn, names, joint) for t in x.tracks]
     right = [_onto(t, wn, names, joint) for t in w.tracks]
-    real = tuple(_size(x, xn, n) > 1 for n in names), tuple(_size(w, wn, n) > 1 for n in names)
-    merged = meet(run.labels, node.name, left, right, *real, REASON)
+    real_x, real_w = (tuple(_size(v, vn, n) > 1 for n in names) for v, vn in ((x, xn), (w, wn)))
+    merged = meet(run.labels, node.name, left, right, real_x, real_w, REASON)
     if macs:
         run.labels.work(node.name, merged, joint, macs)
     rest = tuple(i for i, n in enumerate(names) if n in out)
     left, right = _summed(run, node, left, rest), _summed(run, node, right, rest)
-    tracks = meet(run.labels, node.name, left, right, *(tuple(r and i in rest for i, r in enumerate(side)) for side in real), REASON)
+    still_x, still_w = (tuple(r and i in rest for i, r in enumerate(real)) for real in (real_x, real_w))
+    tracks = meet(run.labels, node.name, left, right, still_x, still_w, REASON)
     order = {names.index(n): out.index(n) for n in out if n in names}
     shape = tuple(sizes[n] for n in out)
     placed = []
@@ -98,13 +99,20 @@ def linear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     lead = "ABCDEFGHI"[: len(a.input.shape) - 1]
     vector = len(a.weight.shape) == 1
     _produce(run, a.weight.tracks, None if vector else 0)
-    result = contract(run, node, a.input, lead + "k", a.weight, "k" if vector else "nk", lead + ("" if vector else "n"))
+    result = contract(
+        run, node, a.input, lead + "k", a.weight, "k" if vector else "nk", lead + ("" if vector else "n")
+    )
     return add_bias(run, node, result, a.bias)
 
 
 @rule("matmul", "mm", "bmm", "dot", "mv")
 def matmul(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    return product(run, node, a.self, getattr(a, "mat2", None) or getattr(a, "other", None) or getattr(a, "vec", None) or a.tensor)
+    return product(
+        run,
+        node,
+        a.self,
+        getattr(a, "mat2", None) or getattr(a, "other", None) or getattr(a, "vec", None) or a.tensor,
+    )
 
 
 def product(run: Any, node: fx.Node, x: Value, y: Value) -> Value:
@@ -112,7 +120,11 @@ def product(run: Any, node: fx.Node, x: Value, y: Value) -> Value:
     lead = "ABCDEFGHI"[: max(len(x.shape), len(y.shape), 2) - 2]
     xn = "k" if len(x.shape) == 1 else lead[len(lead) - (len(x.shape) - 2) :] + "mk"
     yn = "k" if len(y.shape) == 1 else lead[len(lead) - (len(y.shape) - 2) :] + "kn"
-    out = "".join(n for n in lead if n in xn or n in yn) + ("m" if "m" in xn else "") + ("n" if "n" in yn else "")
+    out = (
+        "".join(n for n in lead if n in xn or n in yn)
+        + ("m" if "m" in xn else "")
+        + ("n" if "n" in yn else "")
+    )
     # an operand that is a parameter makes new channels
     _produce(run, x.tracks, len(x.shape) - 2 if len(x.shape) > 1 else None)
     _produce(run, y.tracks, len(y.shape) - 1 if len(y.shape) > 1 else None)
@@ -130,25 +142,33 @@ def bilinear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     lead = "ABCDEFGHI"[: len(a.input1.shape) - 1]
     _produce(run, a.weight.tracks, 0)
     half = contract(run, node, a.input1, lead + "j", a.weight, "njk", lead + "nk")
-    return add_bias(run, node, contract(run, node, half, lead + "nk", a.input2, lead + "k", lead + "n"), a.bias)
+    return add_bias(
+        run, node, contract(run, node, half, lead + "nk", a.input2, lead + "k", lead + "n"), a.bias
+    )
 
 
 @rule("einsum")
 def einsum(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     equation, operands = a.equation.replace(" ", ""), list(a.tensors)
-    if "->" not in equation or "." in equation or any(len(set(t)) != len(t) for t in equation.split("->")[0].split(",")):
+    if (
+        "->" not in equation
+        or "." in equation
+        or any(len(set(t)) != len(t) for t in equation.split("->")[0].split(","))
+    ):
         return run.unknown(node)
     inputs, out = equation.split("->")
     terms = inputs.split(",")
-    for value, names in zip(operands, terms, strict=True):
-        _produce(run, [t for t in value.tracks if len(terms) > 1], None)
+    for value in operands:
+        _produce(run, value.tracks if len(terms) > 1 else ())
     value, names = operands[0], terms[0]
     if len(terms) == 1:
         one = Value((1,) * 0)
         return contract(run, node, value, names, one, "", out, macs=0)
     for i, (other, term) in enumerate(zip(operands[1:], terms[1:], strict=True), 1):
         later = set(out).union(*terms[i + 1 :])
-        between = out if i == len(terms) - 1 else "".join(n for n in dict.fromkeys(names + term) if n in later)
+        between = (
+            out if i == len(terms) - 1 else "".join(n for n in dict.fromkeys(names + term) if n in later)
+        )
         value, names = contract(run, node, value, names, other, term, between), between
     return value
 
@@ -183,12 +203,16 @@ def convolution(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return _convolve(run, node, a.input, a.weight, a.bias, a.groups, transposed=bool(a.transposed))
 
 
-def _convolve(run: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool) -> Value:
+def _convolve(
+    run: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool
+) -> Value:
     shape = run.shape(node)
     n = len(weight.shape) - 2
     space = set(range(len(x.shape) - n, len(x.shape)))
     x = Value(x.shape, tuple(run.hold(node, x, space, "is a position in space for a convolution")))
-    weight = Value(weight.shape, tuple(run.hold(node, weight, set(range(2, n + 2)), "is a position in a kernel")))
+    weight = Value(
+        weight.shape, tuple(run.hold(node, weight, set(range(2, n + 2)), "is a position in a kernel"))
+    )
     batched = len(x.shape) == n + 2
     _produce(run, weight.tracks, 1 if transposed else 0)
     point = _first_position(x, n)  # labels do not vary in space: contract at one position
@@ -203,7 +227,9 @@ def _convolve(run: Any, node: fx.Node, x: Value, weight: Value, bias: Value | No
     for size in (x.shape if transposed else shape)[-n:]:
         spots *= size
     if groups == 1:
-        result = contract(run, node, point, "bk", kernel, "kn" if transposed else "nk", "bn", macs=taps * spots)
+        result = contract(
+            run, node, point, "bk", kernel, "kn" if transposed else "nk", "bn", macs=taps * spots
+        )
     else:
         grouped = _grouped(run, node, point, 1, groups)
         if transposed:
@@ -233,6 +259,3 @@ def _grouped(run: Any, node: fx.Node, value: Value, axis: int, groups: int) -> V
     for track in tracks:
         run.labels.grid(track, node.name)
     return Value(shape, tuple(tracks))
-
-
-__all__ = ["contract", "product", "respread"]

@@ -27,7 +27,9 @@ def _register() -> None:
     for name in EXTRA:
         for op in overloads(name):
             if op not in RULES and torch.Tag.pointwise not in op.tags:
-                RULES[op] = lambda run, node, a: run.pointwise(node, [v for v in vars(a).values() if isinstance(v, Value)])
+                RULES[op] = lambda run, node, a: run.pointwise(
+                    node, [v for v in vars(a).values() if isinstance(v, Value)]
+                )
 
 
 _register()
@@ -66,7 +68,10 @@ def glu(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """The first half of an axis times the gate of the second: index i of one half goes with index i of the other."""
     shape = run.shape(node)
     dim = a.dim % len(shape)
-    halves = [Value(shape, tuple(t.narrow(dim, start, shape[dim]) for t in a.self.tracks)) for start in (0, shape[dim])]
+    halves = [
+        Value(shape, tuple(t.narrow(dim, start, shape[dim]) for t in a.self.tracks))
+        for start in (0, shape[dim])
+    ]
     return Value(shape, tuple(run.meet(node, shape, *halves)))
 
 

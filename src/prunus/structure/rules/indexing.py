@@ -28,13 +28,19 @@ def index(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         return run.unknown(node)
     value = a.self
     if not constant:
-        value = Value(value.shape, tuple(run.hold(node, value, indexed, "is chosen by an index that depends on data")))
+        value = Value(
+            value.shape, tuple(run.hold(node, value, indexed, "is chosen by an index that depends on data"))
+        )
     # labels do not vary along an axis indexed by data: any index of the right shape will do there
-    chosen = [None if i is None else i.data if constant else torch.zeros(i.shape, dtype=torch.long) for i in indices]
+    chosen = [
+        None if i is None else i.data if constant else torch.zeros(i.shape, dtype=torch.long) for i in indices
+    ]
     tracks = []
     for track in value.tracks:
         if constant and not set(varying(track)) & indexed:
-            chosen_here = [None if i is None else torch.zeros_like(i) if i.dtype != torch.bool else i for i in chosen]
+            chosen_here = [
+                None if i is None else torch.zeros_like(i) if i.dtype != torch.bool else i for i in chosen
+            ]
         else:
             chosen_here = chosen
         tracks.append(tighten(torch.ops.aten.index.Tensor(track, chosen_here)).expand(shape))
@@ -58,7 +64,9 @@ def index_select(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     dim = a.dim % len(shape)
     value, chosen = a.self, a.index.data
     if chosen is None:
-        value = Value(value.shape, tuple(run.hold(node, value, {dim}, "is chosen by an index that depends on data")))
+        value = Value(
+            value.shape, tuple(run.hold(node, value, {dim}, "is chosen by an index that depends on data"))
+        )
         chosen = torch.zeros(shape[dim], dtype=torch.long)
     return Value(shape, tuple(_select(track, dim, chosen, shape) for track in value.tracks))
 

@@ -28,8 +28,16 @@ def _across(run: Any, node: fx.Node, parts: list[Value], dim: int, shape: tuple[
     if not any(len(set(varying(t)) - {dim}) for v in parts for t in v.tracks):
         return []
     # compare the operands at one position of the joined axis
-    flat = [Value((*v.shape[:dim], 1, *v.shape[dim + 1 :]), tuple(t.narrow(dim, 0, 1) for t in v.tracks if dim not in varying(t))) for v in parts]
-    merged = run.meet(node, (*shape[:dim], 1, *shape[dim + 1 :]), *_without_grids(run, node, flat, parts, dim))
+    flat = [
+        Value(
+            (*v.shape[:dim], 1, *v.shape[dim + 1 :]),
+            tuple(t.narrow(dim, 0, 1) for t in v.tracks if dim not in varying(t)),
+        )
+        for v in parts
+    ]
+    merged = run.meet(
+        node, (*shape[:dim], 1, *shape[dim + 1 :]), *_without_grids(run, node, flat, parts, dim)
+    )
     return [track.expand(shape) for track in merged]
 
 
@@ -68,7 +76,11 @@ def _joined(run: Any, node: fx.Node, parts: list[Value], dim: int, shape: tuple[
                 run.labels.hold(new, "is joined to channels from where nothing can be removed", node.name)
                 pieces.append(new)
         sizes = tuple(s if axis in axes else 1 for axis, s in enumerate(shape))
-        result.append(tighten(torch.cat([p.expand(*(sizes[:dim]), p.shape[dim], *sizes[dim + 1 :]) for p in pieces], dim)).expand(shape))
+        result.append(
+            tighten(
+                torch.cat([p.expand(*(sizes[:dim]), p.shape[dim], *sizes[dim + 1 :]) for p in pieces], dim)
+            ).expand(shape)
+        )
     return result
 
 

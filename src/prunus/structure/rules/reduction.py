@@ -21,7 +21,11 @@ def reduce(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         return run.pointwise(node, [a.self, a.other])
     dim = getattr(a, "dim", None)
     rank = len(a.self.shape)
-    dims = set(range(rank)) if dim is None or dim == [] else {d % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim])}
+    dims = (
+        set(range(rank))
+        if dim is None or dim == []
+        else {d % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim])}
+    )
     shapes = run.shapes(node)
     tracks = reduced(run, node, a.self, dims)
     if isinstance(shapes, tuple) and shapes and isinstance(shapes[0], tuple):
@@ -45,7 +49,22 @@ def _place(tracks: list[Tensor], dims: set[int], rank: int, shape: tuple[int, ..
     return Value(shape, tuple(respread(t, tuple(new[x] for x in varying(t)), shape) for t in tracks))
 
 
-@rule("argmax", "argmin", "sort", "topk", "cumsum", "cumprod", "cumsum_", "argsort", "kthvalue", "median", "mode", "cummax", "cummin", "logcumsumexp")
+@rule(
+    "argmax",
+    "argmin",
+    "sort",
+    "topk",
+    "cumsum",
+    "cumprod",
+    "cumsum_",
+    "argsort",
+    "kthvalue",
+    "median",
+    "mode",
+    "cummax",
+    "cummin",
+    "logcumsumexp",
+)
 def along_axis(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """The result depends on positions along `dim`: nothing may be removed there."""
     rank = len(a.self.shape)
@@ -57,7 +76,9 @@ def along_axis(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     for shape in shapes if many else (shapes,):
         keepdim = len(shape) == rank
         new = {axis: axis if keepdim else axis - sum(d < axis for d in dims) for axis in range(rank)}
-        results.append(Value(shape, tuple(respread(t, tuple(new[x] for x in varying(t)), shape) for t in kept)))
+        results.append(
+            Value(shape, tuple(respread(t, tuple(new[x] for x in varying(t)), shape) for t in kept))
+        )
     return tuple(results) if many else results[0]
 
 

@@ -46,4 +46,8 @@ def overloads(name: str) -> list[Any]:
         return []
     packet = getattr(namespace, base)
     wanted = [overload] if overload else packet.overloads()
-    return [getattr(packet, o) for o in wanted if o in packet.overloads() and o != "out" and not o.endswith("_out")]
+    return [
+        getattr(packet, o)
+        for o in wanted
+        if o in packet.overloads() and o != "out" and not o.endswith("_out")
+    ]
