@@ -1,0 +1,126 @@
+"""Give the user's own class back, with smaller parameters and the attributes that belong to them.
+
+The forward of a copy is run once on integers that remember which attribute they are (`provenance`, `record`). Matched
+with the graph (`align`), that says which attributes made which number of the graph; the small graph says what these
+numbers are now, and so what the attributes have to become (`constraints`). What no forward reads is told from the
+sizes that it states (`own_sizes`). The result is accepted only when it computes what the small graph computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import linecache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.capture import Captured
+from prunus.capture.diagnose import first_line, place_in_model
+from prunus.inputs import Inputs
+from prunus.structure import Structure
+from prunus.surgery.agreement import Agreement
+from prunus.surgery.align import Use, align
+from prunus.surgery.attributes import find_slots, set_slots, trace_slots
+from prunus.surgery.constraints import Solution, solve_slots
+from prunus.surgery.own_sizes import stated_sizes
+from prunus.surgery.precision import exact_arithmetic
+from prunus.surgery.record import Recording, record
+from prunus.surgery.temperature import compensate
+
+__all__ = ["write_back"]
+
+
+def write_back(
+    structure: Structure, small: Captured, graph_module: nn.Module, keep: Any
+) -> tuple[nn.Module | None, str]:
+    """Turn the small graph back into the user's class, if the class can express it.
+
+    Args:
+        structure: The structure of the original, whose model is copied and never touched.
+        small: What the model was cut to.
+        graph_module: The same as a module that runs, which the class has to agree with.
+        keep: (labels,) bool: what stays.
+
+    Returns:
+        The module in the mode (training or evaluation) of the user's model, with a note if something else than
+        parameters and attributes had to change; or None, and the reason with the source line that prevented it.
+    """
+    captured = structure.captured
+    if captured.model is None:
+        return None, "the source was an exported program, which has no class"
+    try:
+        agreement = Agreement(captured, graph_module)
+        slots = find_slots(captured.model)
+        recording = _recorded(captured.model, captured, traced=True)
+        alignment = align(recording, captured, small)
+        solution = solve_slots(slots, recording, alignment, captured, small)
+        values = {**stated_sizes(structure, small, slots, solution.values), **solution.values}
+        candidate = _cut_copy(captured.model, captured, small)
+    except (TypeError, RuntimeError, AttributeError, ValueError) as error:
+        return None, f"the model could not be copied and run once more: {first_line(error)}"
+    set_slots(candidate, {slot: value for slot, value in values.items() if value != slots[slot]})
+    try:
+        trial = agreement.trial(candidate)
+        note, scalings = compensate(structure, small, candidate, trial.recording, torch.as_tensor(keep))
+        if scalings:
+            trial = agreement.trial(candidate, scalings)
+    except Exception as failure:  # noqa: BLE001  whatever the user's forward raises
+        return None, _obstacle(
+            solution
+        ) or f"its forward fails at {place_in_model(failure)} ({first_line(failure)})"
+    if trial.error:
+        return None, _obstacle(
+            solution
+        ) or f"its forward computes something else (relative error {trial.error:.2g})"
+    return candidate, note
+
+
+def _cut_copy(model: nn.Module, captured: Captured, small: Captured) -> nn.Module:
+    """A deep copy that holds the small tensors instead of the original ones."""
+    memo: dict[int, Any] = {}
+    for placeholder, tensor in captured.tensors.items():
+        if placeholder in small.tensors:
+            memo[id(tensor)] = _owned(tensor, small.tensors[placeholder])
+    return copy.deepcopy(model, memo)
+
+
+def _owned(original: Tensor, cut: Tensor) -> Tensor:
+    data = cut.detach().clone()
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(data, requires_grad=original.requires_grad)
+    return data
+
+
+def _recorded(model: nn.Module, captured: Captured, *, traced: bool = False) -> Recording:
+    """One forward of a copy, whose integers remember where they come from where they are traced."""
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    constants = (tensor for name, tensor in captured.tensors.items() if captured.kinds[name] == "constant")
+    shared.update((id(tensor), tensor) for tensor in constants)
+    copied = copy.deepcopy(model, shared)
+    for module in copied.modules():
+        module.training = False
+    if traced:
+        trace_slots(copied)
+    inputs = captured.run_inputs
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (inputs.args, inputs.kwargs))
+    with exact_arithmetic(list({tensor.device for tensor in captured.tensors.values()}), 0):
+        return record(copied, Inputs(args, kwargs))
+
+
+def _obstacle(solution: Solution) -> str:
+    """The first number in the code that cannot be what it has to be."""
+    for use, got in solution.unmet:
+        wanted = "several numbers" if use.after is None else str(use.after)
+        return f"{_line(use)} makes {got} where {wanted} would be needed"
+    for use in solution.written:
+        return f"{_line(use)} has the number {use.before} in the code, where {use.after} would be needed"
+    return ""
+
+
+def _line(use: Use) -> str:
+    file, _, number = use.call.place.rpartition(":")
+    code = linecache.getline(file, int(number)).strip() if number.isdigit() else ""
+    where = f"in module {use.call.path!r}, " if use.call.path else ""
+    return f"{where}{use.call.place}: `{code}`" if code else f"{where}{use.call.place}"
