@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from prunus.artefact.checks import MODEL, verified
-from prunus.capture import Captured, capture
+from prunus.capture import Captured, capture, size_of
 from prunus.capture.pt2 import load_program
 from prunus.errors import ArtefactError, PrunusError
+from prunus.inputs import Inputs
 from prunus.surgery.lift import lift
 
 __all__ = ["load", "open_artefact", "rebuild"]
@@ -86,13 +88,13 @@ def rebuild(path: Path, model_class: str) -> tuple[nn.Module, Captured]:
         with _torch_said(said):
             program = load_program(path)
         _require_bounded(program, path)
-        captured = capture(program)
+        captured = capture(program, None if program.example_inputs else _example_of(program))
         module = lift(captured.with_(model=_skeleton(program, model_class)))
     except ArtefactError:
         raise
     except PrunusError as error:
         reason = "".join(f"\n{line}" for line in said[-1:])
-        raise ArtefactError(f"{path} cannot be read as a model. {error}{reason}") from error
+        raise ArtefactError(f"{error}{reason}") from error
     return module, captured
 
 
@@ -114,7 +116,8 @@ def _torch_said(lines: list[str]) -> Iterator[None]:
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.extend(record.getMessage().strip().splitlines()[-1:])
+            error = record.exc_info[1] if record.exc_info else None
+            lines.extend(str(error or record.getMessage()).strip().splitlines()[-1:])
 
     logger = logging.getLogger("torch.export")
     handler, propagate, handlers = Collect(), logger.propagate, logger.handlers[:]
@@ -123,6 +126,19 @@ def _torch_said(lines: list[str]) -> Iterator[None]:
         yield
     finally:
         logger.propagate, logger.handlers = propagate, handlers
+
+
+def _example_of(program: ExportedProgram) -> Inputs:
+    """Inputs of zeros, for a program that keeps none because they are of a class of the user's own."""
+    users = set(program.graph_signature.user_inputs)
+    leaves = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if node.name in users:
+            is_tensor = isinstance(value, Tensor)
+            leaves.append(torch.zeros(size_of(node), dtype=value.dtype) if is_tensor else value)
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)  # type: ignore[arg-type]
+    return Inputs(tuple(args), dict(kwargs))
 
 
 # --- what the file tells about the original module

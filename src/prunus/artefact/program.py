@@ -1,14 +1,17 @@
 """The self-contained form of a model: an exported program that any process with torch can read."""
 
-import contextlib
 import copy
 import dataclasses
+import io
+import operator
+import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
@@ -40,13 +43,16 @@ def export_for_saving(model: nn.Module, captured: Captured) -> Export:
         raise ArtefactError(
             f"The model cannot be saved, because it cannot be exported any more.\n{error}"
         ) from error
-    export.program.example_inputs = (export.run_inputs.args, export.run_inputs.kwargs)
+    example = (export.run_inputs.args, export.run_inputs.kwargs)
+    export.program.example_inputs = example if _is_plain_data(example) else None
     return export
 
 
 def _exported(model: nn.Module, inputs: Inputs) -> Export:
-    with left_as_found(model), _plain_outputs(model):
-        return export_module(model, inputs)
+    with left_as_found(model):
+        export = export_module(model, inputs)
+    _name_no_classes(export.program)
+    return export
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -72,13 +78,28 @@ def move(inputs: Inputs) -> Inputs:
     return Inputs(args, kwargs)
 
 
-@contextlib.contextmanager
-def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    handle = model.register_forward_hook(lambda module, args, output: plain(output))
+def _is_plain_data(value: Any) -> bool:
+    """Whether torch writes a value in a form that can be read without unpickling classes."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
     try:
-        yield
-    finally:
-        handle.remove()
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _name_no_classes(program: ExportedProgram) -> None:
+    """Let the program return plain dictionaries and tuples: see `plain`."""
+    signature = program.module_call_graph[0].signature
+    if signature is None or signature.out_spec is None:
+        return
+    leaves = [torch.tensor(number) for number in range(signature.out_spec.num_leaves)]
+    tree = plain(pytree.tree_unflatten(leaves, signature.out_spec))
+    bare_leaves, bare = pytree.tree_flatten(tree)
+    if len(leaves) == len(bare_leaves) and all(map(operator.is_, leaves, bare_leaves)):
+        signature.out_spec = bare
 
 
 def plain(value: Any) -> Any:
@@ -100,7 +121,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: plain(item) for name, item in named.items() if item is not None}
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     children, _ = pytree.SUPPORTED_NODES[kind].flatten_fn(value)

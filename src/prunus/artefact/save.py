@@ -1,8 +1,9 @@
 """Write a result: plan, weights, a self-contained model, a report; all of it or nothing."""
 
+import io
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +104,8 @@ def require_savable(
 def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
     _write_text(folder / PLAN, result.plan.to_json())
     _write_text(folder / REPORT, result.report.to_json())
-    write_state(result.model.state_dict(), folder / WEIGHTS)
     model = on_cpu(result.model)
+    write_state(model.state_dict(), folder / WEIGHTS)
     export = export_for_saving(model, result.captured)
     _write_program(folder / MODEL, export)
     name = _class_name(result)
@@ -135,7 +136,30 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_program(path: Path, export: Export) -> None:
     with path.open("wb") as file:
-        torch.export.save(export.program, file)  # type: ignore[arg-type]  takes any open file
+        kept = _KeepGoing(file)
+        torch.export.save(export.program, kept)
+        if kept.error is not None:
+            raise kept.error
+
+
+class _KeepGoing(io.BytesIO):
+    """A file for torch's archive writer, which ends the process when it meets a full disk.
+
+    After the first error it accepts all that comes and writes no more; `error` has to be raised afterwards.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
 
 
 def _class_name(result: SavableResult) -> str:
