@@ -12,7 +12,8 @@ from torch.fx.node import map_aggregate, map_arg
 
 from prunus.capture import Captured, concrete, size_of
 from prunus.errors import StructureError
-from prunus.structure.labels import Labels, along, tighten, varying
+from prunus.structure.labels import Labels, along, varying
+from prunus.structure.layout import moved
 from prunus.structure.meet import meet
 from prunus.structure.rules import RULES
 from prunus.structure.value import Value
@@ -237,22 +238,9 @@ class Run:
         return target(*map_arg(node.args, argument), **map_arg(node.kwargs, argument))  # type: ignore[operator]
 
     def moved(self, node: fx.Node, source: Value, tracks: list[Tensor]) -> Value:
-        """The result of a movement: find again what is constant in copies, note grids that it has laid out."""
-        out = []
-        for before, after in zip(source.tracks, tracks, strict=True):
-            if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr() or _extent(
-                after
-            ) != _extent(before):
-                after = tighten(after)
-            if _extent(after) != _extent(before):
-                self.labels.grid(after, node.name)
-            out.append(after)
-        return Value(tuple(tracks[0].shape), tuple(out))
-
-
-def _extent(track: Tensor) -> list[int]:
-    """Sizes of the axes along which the label changes, in ascending order."""
-    return sorted(track.shape[axis] for axis in varying(track))
+        """The result of a movement, with what it says about the labels noted."""
+        pairs = zip(source.tracks, tracks, strict=True)
+        return Value(tuple(tracks[0].shape), tuple(moved(self.labels, *pair, node.name) for pair in pairs))
 
 
 def _values(arguments: Any) -> list[Value]:

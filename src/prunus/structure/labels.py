@@ -13,6 +13,7 @@ The statements:
 * `hold` labels that cannot leave, with the reason.
 * `lock` labels that cannot leave alone, only with a slab that contains them.
 * `grid`: labels that a reshape laid out in rows, which must stay rectangular.
+* `cut`: labels along a part of an axis, of which at least one must stay.
 
 Label 0 is neutral: never removed, never related to anything.
 """
@@ -49,10 +50,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Grid:
-    """Labels laid out in rows by a reshape, outermost axis first, innermost (fastest varying) last."""
+    """Labels laid out in rows by a reshape, outermost axis first, innermost (fastest varying) last.
+
+    What is left must be rectangular: all rows keep equally many, and where it is `separable` the same columns.
+    """
 
     labels: np.ndarray
     node: str
+    separable: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class Labels:
         self.holds: list[tuple[np.ndarray, Reason]] = []
         self.produced: list[np.ndarray] = []
         self.grids: list[Grid] = []
+        self.cuts: list[tuple[np.ndarray, str]] = []
         self.works: list[Work] = []
         self.unknown: dict[str, str] = {}  # node -> operator without a rule
 
@@ -221,13 +227,17 @@ class Labels:
         self.contains.append((owner[flat > 0], flat[flat > 0], node))
         return torch.from_numpy(slabs[appearance[inverse.reshape(-1)]]).reshape(sizes)
 
-    def grid(self, track: Tensor, node: str) -> None:
+    def grid(self, track: Tensor, node: str, separable: bool = False) -> None:
         """The labels vary along several axes of one value: what is left of them must stay rectangular."""
         axes = varying(track)
         if len(axes) < 2:
             return
         labels = compact(track, axes)
-        self.grids.append(Grid(labels.permute(outer_to_inner(labels)).numpy(), node))
+        self.grids.append(Grid(labels.permute(outer_to_inner(labels)).numpy(), node, separable))
+
+    def cut(self, labels: np.ndarray, node: str) -> None:
+        """An axis has these labels only: one at least must stay."""
+        self.cuts.append((labels, node))
 
     def work(self, node: str, tracks: list[Tensor], shape: tuple[int, ...], constant: int = 1) -> None:
         """Count `constant * prod(shape)` multiply-accumulates, of which removed positions are not done."""

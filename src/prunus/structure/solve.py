@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -77,7 +79,8 @@ def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
     grids = []
     for grid in labels.grids:
         pack = apart.get(np.ascontiguousarray(grid.labels).tobytes())
-        grids += [grid] if pack is None else [Grid(part, grid.node) for part in pack.labels if part.ndim > 1]
+        parts = [grid.labels] if pack is None else [part for part in pack.labels if part.ndim > 1]
+        grids += [Grid(part, grid.node, grid.separable) for part in parts]
     grids = _distinct(grids)
     while True:
         units = _components(labels, grids)
@@ -99,6 +102,9 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
         if len(fresh):
             held[fresh] = len(reasons)
             reasons.append(reason)
+    reasons.append(Reason("is all that is left of an axis somewhere"))
+    last = _hold_cuts(labels, of_label, slab, member)
+    held[last[held[last] < 0]] = len(reasons) - 1
     produced = np.zeros(count, bool)
     for made in labels.produced:
         produced[of_label[made]] = True
@@ -122,6 +128,31 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
     return Units(
         count, of_label, slab, member, statement, held, reasons, locked, produced, signature, first, grids
     )
+
+
+def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Units with which all that an axis has somewhere would leave."""
+    order = np.argsort(member, kind="stable")
+    start = np.searchsorted(member[order], np.arange(int(of_label.max()) + 2))
+
+    def above(unit: int) -> set[int]:
+        found, fresh = {unit}, [unit]
+        while fresh:
+            owners = (slab[order[start[u] : start[u + 1]]].tolist() for u in fresh)
+            fresh = [s for s in dict.fromkeys(chain.from_iterable(owners)) if s not in found]
+            found.update(fresh)
+        return found
+
+    held: set[int] = set()
+    for part, _ in labels.cuts:
+        units = dict.fromkeys(of_label[part].tolist())
+        common: set[int] | None = None
+        for unit in units:
+            common = above(unit) if common is None else common & above(unit)
+            if not common:
+                break
+        held |= common or set()
+    return np.array(sorted(held), dtype=int)
 
 
 def _strong(labels: Labels) -> tuple[int, np.ndarray]:
@@ -191,13 +222,17 @@ def _signatures(labels: Labels, grids: list[Grid], of_label: np.ndarray, count: 
     for i, grid in enumerate(grids):
         value = _hash(np.array([3 * i + 2]))[0]
         np.add.at(signature, np.unique(of_label[grid.labels]), value)
+    parts = {np.unique(of_label[part]).tobytes() for part, _ in labels.cuts}
+    for part in parts:
+        mine = np.frombuffer(part, dtype=of_label.dtype)
+        signature[mine] += _hash(mine).sum(dtype=np.uint64)
     return signature
 
 
 def _distinct(grids: list[Grid]) -> list[Grid]:
-    seen: dict[tuple[tuple[int, ...], bytes], Grid] = {}
+    seen: dict[tuple[Any, ...], Grid] = {}
     for grid in grids:
-        seen.setdefault((grid.labels.shape, grid.labels.tobytes()), grid)
+        seen.setdefault((grid.labels.shape, grid.separable, grid.labels.tobytes()), grid)
     return list(seen.values())
 
 
@@ -213,13 +248,15 @@ def _is_regular(units: Units, grid: Grid) -> bool:
         return True
     if (rows == rows[:1]).all():
         return True  # columns are units already
+    if grid.separable:
+        return False
     if not free.all():
         return False
     kinds = units.signature[rows]
     if (kinds != kinds[:, :1]).any():
         return False
-    ordered = np.sort(rows, 1)
-    return not (ordered[:, 1:] == ordered[:, :-1]).any()
+    ordered = np.unique(np.sort(rows, 1), axis=0)
+    return len(np.unique(ordered)) == ordered.size  # a unit is in one row only, and there once
 
 
 def _factorize(labels: Labels, units: Units, grid: Grid) -> None:

@@ -24,6 +24,10 @@ class Value:
     tracks: tuple[Tensor, ...] = ()
     data: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if 0 in self.shape:  # nothing there that could leave
+            object.__setattr__(self, "tracks", ())
+
     def varying(self) -> set[int]:
         """Axes along which some track varies."""
         return {axis for track in self.tracks for axis in varying(track)}

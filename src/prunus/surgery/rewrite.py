@@ -390,6 +390,19 @@ def _pad(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     set_argument(copy, "pad", widths)
 
 
+@rewrites("roll")
+def _roll(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
+    """As many positions wrap around as are left of those that did."""
+    source = main_input(node)
+    shifts, dims = list(argument(node, "shifts")), list(argument(node, "dims"))
+    for i, dim in enumerate(dims):
+        line = run.line(source, dim)
+        if line is not None:
+            wrapped = shifts[i] % len(line)
+            shifts[i] = int(line[len(line) - wrapped :].sum())
+    set_argument(copy, "shifts", shifts)
+
+
 # ---------------------------------------------------------------------- layers
 @rewrites(
     "conv1d",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from prunus.structure.layout import in_rows
 from prunus.structure.rules.contraction import contract
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
@@ -31,9 +32,7 @@ def _grouped_query(run: Any, node: fx.Node, a: SimpleNamespace) -> Value:
     group = q.shape[-3] // heads
     lead = "ABCD"[: len(q.shape) - 3]
     wide = (*q.shape[:-3], heads, group, *q.shape[-2:])
-    tracks = [t.reshape(wide) for t in q.tracks]
-    for track in tracks:
-        run.labels.grid(track, node.name)
+    tracks = [in_rows(run.labels, track, wide, node.name) for track in q.tracks]
     scores = contract(run, node, Value(wide, tuple(tracks)), lead + "hgle", k, lead + "hse", lead + "hgls")
     if a.attn_mask is not None:
         mask = a.attn_mask

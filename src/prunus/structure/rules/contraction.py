@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from prunus.structure.labels import varying
+from prunus.structure.layout import in_rows
 from prunus.structure.meet import meet
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
@@ -255,7 +256,4 @@ def _first_position(value: Value, n: int) -> Value:
 
 def _grouped(run: Any, node: fx.Node, value: Value, axis: int, groups: int) -> Value:
     shape = (*value.shape[:axis], groups, value.shape[axis] // groups, *value.shape[axis + 1 :])
-    tracks = [t.reshape(shape) for t in value.tracks]
-    for track in tracks:
-        run.labels.grid(track, node.name)
-    return Value(shape, tuple(tracks))
+    return Value(shape, tuple(in_rows(run.labels, track, shape, node.name) for track in value.tracks))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from prunus.structure.labels import compact, varying
+from prunus.structure.layout import moved
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
 
@@ -68,10 +69,10 @@ def glu(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """The first half of an axis times the gate of the second: index i of one half goes with index i of the other."""
     shape = run.shape(node)
     dim = a.dim % len(shape)
-    halves = [
-        Value(shape, tuple(t.narrow(dim, start, shape[dim]) for t in a.self.tracks))
-        for start in (0, shape[dim])
-    ]
+    halves = []
+    for start in (0, shape[dim]):
+        parts = [moved(run.labels, t, t.narrow(dim, start, shape[dim]), node.name) for t in a.self.tracks]
+        halves.append(Value(shape, tuple(parts)))
     return Value(shape, tuple(run.meet(node, shape, *halves)))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.structure.labels import tighten, varying
+from prunus.structure.layout import moved, same_columns
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
 
@@ -44,9 +45,10 @@ def index(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         else:
             chosen_here = chosen
         tracks.append(tighten(torch.ops.aten.index.Tensor(track, chosen_here)).expand(shape))
-    for before, after in zip(value.tracks, tracks, strict=True):
-        if len(varying(after)) > max(1, len(varying(before))):
-            run.labels.grid(after, node.name)
+    if constant:
+        for track in value.tracks:
+            same_columns(run.labels, track, indexed, node.name)
+    tracks = [moved(run.labels, *pair, node.name) for pair in zip(value.tracks, tracks, strict=True)]
     for i in indices:
         if i is not None and i.tracks:
             run.hold(node, i, set(range(len(i.shape))), "is used as an index")
@@ -68,7 +70,11 @@ def index_select(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
             value.shape, tuple(run.hold(node, value, {dim}, "is chosen by an index that depends on data"))
         )
         chosen = torch.zeros(shape[dim], dtype=torch.long)
-    return Value(shape, tuple(_select(track, dim, chosen, shape) for track in value.tracks))
+    tracks = []
+    for track in value.tracks:
+        same_columns(run.labels, track, {dim}, node.name)
+        tracks.append(moved(run.labels, track, _select(track, dim, chosen, shape), node.name))
+    return Value(shape, tuple(tracks))
 
 
 def _select(track: Tensor, dim: int, chosen: Tensor, shape: tuple[int, ...]) -> Tensor:

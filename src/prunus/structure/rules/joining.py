@@ -18,7 +18,9 @@ def cat(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """Labels along the joined axis are joined; labels along others must agree between the operands."""
     shape = run.shape(node)
     dim = a.dim % len(shape)
-    parts = [v for v in a.tensors if not (len(v.shape) == 1 and v.shape[0] == 0)]
+    parts = [v for v in a.tensors if 0 not in v.shape]
+    if not parts:
+        return run.solid(node)
     across = _across(run, node, parts, dim, shape)
     joined = _joined(run, node, parts, dim, shape)
     return Value(shape, tuple(across + joined))

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.structure.labels import compact, varying
+from prunus.structure.labels import compact, tighten, varying
+from prunus.structure.layout import in_rows, same_columns
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
 
 MOVES = (
     "view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "permute", "transpose", "transpose_",
     "t", "t_", "numpy_T", "mT", "matrix_H", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "squeeze_",
-    "unsqueeze", "unsqueeze_", "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split",
-    "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit", "unbind", "diagonal", "unfold", "channel_shuffle",
-    "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
+    "unsqueeze", "unsqueeze_", "select", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split",
+    "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit", "unbind", "diagonal", "unfold",
+    "pixel_shuffle", "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
 
 )  # fmt: skip
 IDENTITY = (
@@ -33,6 +34,24 @@ IDENTITY_NAMES = tuple(dict.fromkeys(name for name in IDENTITY if name not in ("
 @rule(*MOVES)
 def move(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return run.movement(node, a.self)
+
+
+@rule("slice")
+def take(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """A part of an axis; every n-th position is another one in each row, unless all rows keep the same."""
+    if a.step != 1:
+        for track in a.self.tracks:
+            same_columns(run.labels, track, {a.dim % len(a.self.shape)}, node.name)
+    return run.movement(node, a.self)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def shuffle(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Laid out in rows, transposed and merged: in every row the same may leave."""
+    shape = a.self.shape
+    rows = (shape[0], a.groups, shape[1] // a.groups, *shape[2:])
+    tracks = [in_rows(run.labels, track, rows, node.name, separable=True) for track in a.self.tracks]
+    return Value(shape, tuple(tighten(track.transpose(1, 2).reshape(shape)) for track in tracks))
 
 
 @rule(*IDENTITY_NAMES)
@@ -59,6 +78,10 @@ def reorder(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     small = Value(shape, tuple(collapsed(track) for track in a.self.tracks))
     if not small.tracks:
         return run.solid(node)
+    axes = {x % len(shape) for x in getattr(a, "dims", ())} or set(range(len(shape)))
+    if "roll" in str(node.target):
+        for track in a.self.tracks:
+            same_columns(run.labels, track, axes, node.name)
     results = [run._move(node, node.args[0], track).expand(shape) for track in small.tracks]
     return Value(shape, tuple(results))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from prunus.structure.layout import in_rows
 from prunus.structure.rules.elementwise import on_axis
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
@@ -45,6 +46,7 @@ def group_norm(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     parts = [on_axis(v, 1, shape) for v in (a.weight, a.bias)]
     tracks = run.meet(node, shape, a.input, *[p for p in parts if p.tracks])
     if 1 < groups < shape[1]:
+        rows = (shape[0], groups, shape[1] // groups, *shape[2:])
         for track in tracks:
-            run.labels.grid(track.reshape(shape[0], groups, shape[1] // groups, *shape[2:]), node.name)
+            in_rows(run.labels, track, rows, node.name)
     return Value(shape, tuple(tracks))
