@@ -1,6 +1,7 @@
 """A lifted network must be indistinguishable from the model that it was captured from."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -550,7 +551,10 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 def test_parameters_buffers_and_constants_keep_their_kinds(how: str) -> None:
     model = Tensors().eval()
     x = torch.randn(2, 4)
-    result = COPIES[how](lifted(model, x))
+    original = lifted(model, x)
+    result = COPIES[how](original)
+    assert how == "itself" or result.graph is not original.graph
+    assert [node.name for node in result.graph.nodes] == [node.name for node in original.graph.nodes]
     assert list(result.state_dict()) == list(model.state_dict()) == ["scale", "unused", "kept"]
     assert {n: p.requires_grad for n, p in result.named_parameters()} == {"scale": False, "unused": True}
     assert {"derived", "inner.hidden"} <= {name for name, _ in result.named_buffers()}
@@ -643,6 +647,8 @@ def test_without_the_model_nothing_but_order_is_lost() -> None:
         )
     )
     result = lift(capture(model, image()).with_(model=None))
+    (argument,) = inspect.signature(result.forward).parameters
+    assert argument.startswith("input")
     assert set(result.state_dict()) == set(model.state_dict())
     assert [type(result.get_submodule(str(i))) for i in (0, 1, 2, 4, 5)] == [
         type(model[i]) for i in (0, 1, 2, 4, 5)

@@ -245,12 +245,16 @@ def _follow_device(graph: fx.Graph, module: nn.Module) -> None:
 
 def _argument_names(small: Captured) -> list[str]:
     """Names of the arguments of ``forward``: positional ones as in the model, then the keywords."""
-    positional, keywords = small.in_spec.child(0), small.in_spec.child(1)
-    names = [f"arg_{i}" for i in range(positional.num_children)]
+    positional, keywords = small.in_spec.child(0), list(small.in_spec.child(1).context)
+    names: list[str] = []
+    leaves = 0
+    for i in range(positional.num_children):
+        argument = positional.child(i)
+        names.append(small.inputs[leaves] if argument.is_leaf() else f"arg_{i}")
+        leaves += argument.num_leaves
     if small.model is not None:
         for i, parameter in enumerate(inspect.signature(small.model.forward).parameters.values()):
             if i >= len(names) or parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
                 break
             names[i] = parameter.name
-    keyword_names = list(keywords.context)
-    return [*(f"{name}_" if name in keyword_names else name for name in names), *keyword_names]
+    return [*(f"{name}_" if name in keywords else name for name in names), *keywords]
