@@ -1,3 +1,80 @@
-"""prunus: structured pruning and filter decomposition of PyTorch networks."""
+"""prunus: structured pruning of PyTorch networks, verified.
+
+In one call:
+
+    result = prunus.compress(model, example_inputs, target=prunus.Target(macs=0.5))
+
+or in steps that can be looked at and edited:
+
+    structure = prunus.analyze(model, example_inputs)
+    plan = prunus.plan(structure, method="l2", target=prunus.Target(macs=0.5))
+    result = prunus.apply(model, plan)
+"""
+
+from prunus.allocation import Target
+from prunus.api import (
+    Result,
+    analyze,
+    apply,
+    compress,
+    plan,
+)  # `plan` is the function from here on, not the module
+from prunus.artefact import load, load_weights
+from prunus.criteria import ByIndex, Criterion, GroupView, L1Norm, L2Norm, MemberView, Random
+from prunus.criteria import register as register_criterion
+from prunus.errors import (
+    ArtefactError,
+    CaptureError,
+    ConfigError,
+    PlanError,
+    PrunusError,
+    SourceError,
+    StructureError,
+    SurgeryError,
+    TargetError,
+    VerificationError,
+)
+from prunus.inputs import Inputs
+from prunus.plan import GroupPlan, Plan
+from prunus.report import Report
+from prunus.structure import Group, Member, Structure
+from prunus.surgery import Verification
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArtefactError",
+    "ByIndex",
+    "CaptureError",
+    "ConfigError",
+    "Criterion",
+    "Group",
+    "GroupPlan",
+    "GroupView",
+    "Inputs",
+    "L1Norm",
+    "L2Norm",
+    "Member",
+    "MemberView",
+    "Plan",
+    "PlanError",
+    "PrunusError",
+    "Random",
+    "Report",
+    "Result",
+    "SourceError",
+    "Structure",
+    "StructureError",
+    "SurgeryError",
+    "Target",
+    "TargetError",
+    "Verification",
+    "VerificationError",
+    "analyze",
+    "apply",
+    "compress",
+    "load",
+    "load_weights",
+    "plan",
+    "register_criterion",
+]
