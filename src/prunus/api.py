@@ -20,7 +20,7 @@ from prunus.describe import rebuild
 from prunus.plan import Plan
 from prunus.report import Report, build_report
 from prunus.structure import Structure, find_structure
-from prunus.surgery import compare, lift, slice_graph, write_back
+from prunus.surgery import compare, cut, lift, write_back
 
 __all__ = ["Result", "analyze", "apply", "compress", "plan"]
 
@@ -110,7 +110,7 @@ def execute(
     """Execute a plan on the model of a structure, without capturing it again. See `apply`."""
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
-    small = slice_graph(structure, keep)
+    small = cut(structure, keep)
     module = lift(small)
     verification = (
         compare(structure.captured, structure.tracks, _tensor(keep), module, small) if verify else None

@@ -55,6 +55,7 @@ class Run:
 
     # ------------------------------------------------------------------ nodes
     def _visit(self, node: fx.Node) -> Any:
+        self.labels.node = node.meta.get("origin", node.name)
         if node.op == "placeholder":
             return self.placeholder(node)
         if node.op == "output":

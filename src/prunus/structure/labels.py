@@ -113,6 +113,16 @@ def outer_to_inner(labels: Tensor) -> list[int]:
     return sorted(range(labels.dim()), key=lambda axis: (-jumps[axis], axis))
 
 
+def rows_of(
+    labels: Tensor, axes: tuple[int, ...], keep: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Compact labels over `axes` as one row per position along `keep`, and the sizes along `keep`."""
+    kept = [axes.index(axis) for axis in keep]
+    dropped = [i for i in range(len(axes)) if i not in kept]
+    sizes = tuple(labels.shape[i] for i in kept)
+    return labels.permute(*kept, *dropped).reshape(int(np.prod(sizes)), -1).numpy(), sizes
+
+
 def _hash(labels: np.ndarray) -> np.ndarray:
     """A well mixed 64-bit value per label (splitmix64), so that sums identify sets."""
     z = labels.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
@@ -136,10 +146,18 @@ class Labels:
         self.cuts: list[tuple[np.ndarray, str]] = []
         self.works: list[Work] = []
         self.unknown: dict[str, str] = {}  # node -> operator without a rule
+        # what a second run needs to find the same labels again: the node being visited, and what was made there
+        self.node = ""
+        self.made: dict[str, list[tuple[int, int]]] = {}
+        self.slabs_made: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
 
     # ------------------------------------------------------------------ making labels
     def fresh(self, size: int) -> Tensor:
         """`size` new labels, consecutive."""
+        self.made.setdefault(self.node, []).append((self.count, size))
+        return self._number(size)
+
+    def _number(self, size: int) -> Tensor:
         labels = torch.arange(self.count, self.count + size)
         self.count += size
         return labels
@@ -147,7 +165,7 @@ class Labels:
     def place(self, placeholder: str, axis: int, size: int) -> Tensor:
         """New labels for one axis of a parameter or buffer."""
         self.places.append(Place(placeholder, axis, self.count, size))
-        return self.fresh(size)
+        return self._number(size)
 
     # ------------------------------------------------------------------ statements
     def hold(self, track: Tensor, text: str, node: str) -> None:
@@ -201,30 +219,29 @@ class Labels:
             return track
         labels = compact(track, axes)
         order = outer_to_inner(labels)
-        slabs = self._slabs(labels, tuple(axes.index(axis) for axis in keep), node)
+        slabs = self._slabs(labels, axes, keep, node)
         if lock or axes[order[-1]] in keep:
             self.lock(np.unique(labels.numpy()))
-            rest = tuple(i for i in range(len(axes)) if axes[i] not in keep)
-            self._slabs(labels, rest, node)
+            self._slabs(labels, axes, tuple(axis for axis in axes if axis not in keep), node)
         out = along(slabs, keep, tuple(track.shape))
         if len(keep) > 1:
             self.grid(out, node)
         return out
 
-    def _slabs(self, labels: Tensor, keep: tuple[int, ...], node: str) -> Tensor:
-        dropped = [i for i in range(labels.dim()) if i not in keep]
-        sizes = tuple(labels.shape[i] for i in keep)
-        rows = labels.permute(*keep, *dropped).reshape(int(np.prod(sizes)), -1).numpy()
+    def _slabs(self, labels: Tensor, axes: tuple[int, ...], keep: tuple[int, ...], node: str) -> Tensor:
+        """Slab labels of compact `labels` over `axes`, for each position along `keep`."""
+        rows, sizes = rows_of(labels, axes, keep)
         if (rows == rows[:, :1]).all():
             return torch.from_numpy(rows[:, 0].copy()).reshape(sizes)
         keys = _hash(rows).sum(1, dtype=np.uint64)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         appearance = np.argsort(np.argsort(first))  # number slabs in the order in which they appear
-        slabs = self.fresh(len(first)).numpy()
+        slabs = self._number(len(first)).numpy()
         members = rows[np.sort(first)]
         owner = np.repeat(slabs, members.shape[1])
         flat = members.reshape(-1)
         self.contains.append((owner[flat > 0], flat[flat > 0], node))
+        self.slabs_made.setdefault((self.node, keep), []).append((flat, owner))
         return torch.from_numpy(slabs[appearance[inverse.reshape(-1)]]).reshape(sizes)
 
     def grid(self, track: Tensor, node: str, separable: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.lift import lift
+from prunus.surgery.replay import cut, replay
 from prunus.surgery.slice import slice_graph
 from prunus.surgery.verify import Verification, compare
 from prunus.surgery.write_back import write_back
@@ -12,7 +13,9 @@ __all__ = [
     "count_macs",
     "count_params",
     "count_size_bytes",
+    "cut",
     "lift",
+    "replay",
     "slice_graph",
     "write_back",
 ]

@@ -98,7 +98,7 @@ class Rewriting:
         args = map_arg(node.args, lambda n: self.new[n])
         kwargs = map_arg(node.kwargs, lambda n: self.new[n])
         copy = self.graph.create_node(node.op, node.target, args, kwargs, node.name + self.suffix)  # type: ignore[arg-type]
-        copy.meta = dict(node.meta)
+        copy.meta = {**node.meta, "origin": node.name}
         self.new[node] = copy
         if node.op == "call_function":
             rewriter = REWRITERS.get(node.target)
