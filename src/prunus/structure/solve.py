@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from prunus.structure.labels import Grid, Labels, Reason, _hash
 from prunus.structure.packs import Pack
+from prunus.structure.rows import Containment, constrain
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -85,7 +85,7 @@ def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
     while True:
         units = _components(labels, grids)
         mixed = [grid for grid in grids if not _is_regular(units, grid)]
-        if not mixed:
+        if not mixed and not constrain(labels, units, grids):
             return units
         for grid in mixed:
             _factorize(labels, units, grid)
@@ -132,23 +132,14 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
 
 def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: np.ndarray) -> np.ndarray:
     """Units with which all that an axis has somewhere would leave."""
-    order = np.argsort(member, kind="stable")
-    start = np.searchsorted(member[order], np.arange(int(of_label.max()) + 2))
-
-    def above(unit: int) -> set[int]:
-        found, fresh = {unit}, [unit]
-        while fresh:
-            owners = (slab[order[start[u] : start[u + 1]]].tolist() for u in fresh)
-            fresh = [s for s in dict.fromkeys(chain.from_iterable(owners)) if s not in found]
-            found.update(fresh)
-        return found
-
+    contains = Containment(slab, member, int(of_label.max()) + 1)
     held: set[int] = set()
     for part, _ in labels.cuts:
         units = dict.fromkeys(of_label[part].tolist())
         common: set[int] | None = None
         for unit in units:
-            common = above(unit) if common is None else common & above(unit)
+            above = contains.above(unit)
+            common = above if common is None else common & above
             if not common:
                 break
         held |= common or set()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.structure.labels import compact, tighten, varying
+from prunus.structure.labels import along, compact, tighten, varying
 from prunus.structure.layout import in_rows, same_columns
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
@@ -18,7 +18,7 @@ MOVES = (
     "t", "t_", "numpy_T", "mT", "matrix_H", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "squeeze_",
     "unsqueeze", "unsqueeze_", "select", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split",
     "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit", "unbind", "diagonal", "unfold",
-    "pixel_shuffle", "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
+    "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
 
 )  # fmt: skip
 IDENTITY = (
@@ -43,6 +43,17 @@ def take(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         for track in a.self.tracks:
             same_columns(run.labels, track, {a.dim % len(a.self.shape)}, node.name)
     return run.movement(node, a.self)
+
+
+@rule("pixel_shuffle")
+def to_space(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Channels become positions in space, which stay: all that make one new channel leave together."""
+    shape, before = run.shape(node), a.self.shape
+    axis = len(shape) - 3
+    wide = (*shape[: axis + 1], a.upscale_factor**2, *before[axis + 1 :])
+    rows = Value(wide, tuple(in_rows(run.labels, track, wide, node.name) for track in a.self.tracks))
+    kept = run.hold(node, rows, {axis + 1, axis + 2, axis + 3}, "is a position in space for a pixel shuffle")
+    return Value(shape, tuple(along(compact(track, varying(track)), varying(track), shape) for track in kept))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
