@@ -190,8 +190,6 @@ def check(structure: Structure, made: Plan) -> None:
             problems.append(f"{entry.name} is held: it {group.held}")
         elif entry.size != group.size:
             problems.append(f"{entry.name} has {group.size} units here, {entry.size} in the plan")
-        elif not entry.keep:
-            problems.append(f"{entry.name}: all channels would go; at least one must stay")
         elif group.rows is not None:
             stays = np.zeros(group.size, bool)
             stays[list(entry.keep)] = True
@@ -210,5 +208,10 @@ def check(structure: Structure, made: Plan) -> None:
                 problems.append(
                     f"{name} keeps {count} per row, {other} {counts.get(other, structure.group(other).row_size)}: they must agree"
                 )
+    if not problems:
+        problems += [
+            f"all channels of {place} would go; at least one must stay"
+            for place in structure.emptied(structure.keep_labels(made.keep))[:3]
+        ]
     if problems:
         raise PlanError("the plan does not fit the model: " + "; ".join(problems))

@@ -200,6 +200,30 @@ def test_a_file_names_no_class_of_the_user(tmp_path: Path) -> None:
     assert isinstance(result.model(torch.ones(3, 4)), Named), "saving has changed the model"
 
 
+class Cache:
+    """Nothing that torch knows."""
+
+
+class WithCache(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"out": self.down(torch.relu(self.up(x))), "cache": Cache()}
+
+
+def test_outputs_that_torch_cannot_take_apart_are_left_out(tmp_path: Path) -> None:
+    result = made(WithCache(), torch.randn(2, 4))
+    own = WithCache()
+    own.up, own.down = result.model.up, result.model.down
+    folder = save(dataclasses.replace(result, model=own), tmp_path / "out")
+    assert json.loads((folder / "artefact.json").read_text())["left_out"] == ["cache (Cache)"]
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(load(folder)(x)["out"], own(x)["out"])
+    assert isinstance(own(x)["cache"], Cache), "saving has changed the model"
+
+
 # --- what cannot be saved
 
 

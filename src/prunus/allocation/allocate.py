@@ -126,24 +126,25 @@ def _choice(families: list[Family], counts: list[int]) -> Choice:
 
 
 def _alive(structure: Structure, families: list[Family], counts: list[int]) -> list[int]:
-    """Give every axis of every parameter at least one position back."""
+    """Give every axis of every parameter, and every part of a value, at least one position back."""
     if all(counts):
         return counts
     counts = list(counts)
-    places = structure.labels.places
     by_group = {g.name: i for i, f in enumerate(families) for g in f.groups}
     for _ in range(len(families)):
         keep = structure.keep_labels(_choice(families, counts))
-        dead = [p for p in places if not keep[p.start : p.start + p.size].any()]
-        if not dead:
+        dead = structure.emptied_labels(keep)
+        if dead is None:
             return counts
-        here = {
-            by_group[name]
-            for name, positions in structure.positions.items()
-            if name in by_group
-            and any(p.placeholder == dead[0].placeholder and p.axis == dead[0].axis for p in positions)
-        }
-        empty = [i for i in here if counts[i] == 0]
+        lost = np.isin(
+            structure.units.of_label[dead], np.concatenate([structure.group(n).units for n in by_group])
+        )
+        units = set(structure.units.of_label[dead][lost].tolist())
+        empty = [
+            i
+            for i, f in enumerate(families)
+            if counts[i] == 0 and any(units & set(g.units.tolist()) for g in f.groups)
+        ]
         if not empty:
             return counts
         best = max(empty, key=lambda i: families[i].worth[0])

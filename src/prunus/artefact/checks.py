@@ -51,6 +51,7 @@ class Manifest:
         original_architecture: `architecture_hash` of the model that the plan was made for.
         batch: ``"dynamic"``, or ``"fixed"`` with the reason in `batch_reason`.
         batch_reason: Why the saved model takes one batch size only; None when it takes any.
+        left_out: Outputs of the model that the saved one does not return.
         files: Name of each file besides this one -> its size and hash.
     """
 
@@ -62,6 +63,7 @@ class Manifest:
     original_architecture: str
     batch: str
     batch_reason: str | None
+    left_out: list[str]
     files: dict[str, FileEntry]
 
 
@@ -150,7 +152,7 @@ def _problem(fields: Any) -> str | None:
     if set(fields) != set(expected):
         different = sorted(set(fields) ^ set(expected))
         return f"it lacks or has too much: {', '.join(map(str, different[:5]))}"
-    texts = [name for name in expected if name not in ("version", "files", "batch_reason")]
+    texts = [name for name in expected if name not in ("version", "files", "batch_reason", "left_out")]
     wrong = [name for name in texts if not isinstance(fields[name], str)]
     if wrong or version != _VERSION:
         return f"{(wrong or ['version'])[0]} is {fields[(wrong or ['version'])[0]]!r}"

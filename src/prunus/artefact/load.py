@@ -29,8 +29,9 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
     The result is an ordinary module in evaluation mode: convolutions, linear layers, norms and so on are real
     layers under their original names, the state dict has the original keys, parameters are trainable where
     they were, and ``train()``, ``to()``, export and further compression work. It is called like the original
-    and returns the same, with two exceptions: outputs in classes of the user's own come as dictionaries or
-    tuples, and what evaluation skips (stochastic depth, auxiliary heads) is not there.
+    and returns the same, with three exceptions: outputs in classes of the user's own come as dictionaries or
+    tuples, outputs that torch cannot take apart (a cache of keys and values) do not come, and what evaluation
+    skips (stochastic depth, auxiliary heads) is not there.
 
     Nothing in the folder is ever run or unpickled. Before anything else, each file must be an ordinary file
     of the folder and have the size and SHA-256 that ``artefact.json`` states, which finds damage; as whoever

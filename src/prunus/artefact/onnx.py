@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import batch_size, with_batch
+from prunus.capture.outputs import only_plain_outputs
 from prunus.errors import ArtefactError
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
@@ -76,7 +77,7 @@ def write_onnx(program: ExportedProgram, model: nn.Module, inputs: Inputs, path:
 def _compare(model: nn.Module, inputs: Inputs, path: Path) -> None:
     import onnxruntime
 
-    with torch.no_grad():
+    with torch.no_grad(), only_plain_outputs(model):
         expected = _tensors(model(*inputs.args, **inputs.kwargs))
     try:
         options = onnxruntime.SessionOptions()
@@ -118,12 +119,14 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's own remarks from the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -18,6 +18,7 @@ from prunus.artefact.tensors import write_state
 from prunus.capture import Captured, architecture_hash
 from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.export import Export
+from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept, left_as_found
 from prunus.errors import ArtefactError
 from prunus.inputs import Inputs
@@ -61,7 +62,8 @@ def save(
     * ``model.safetensors``: the state dict of the model as it is now, trained further or not. Tied tensors
       are in it once, and its metadata has their other names.
     * ``model.pt2``: the exported model, on the CPU, with any batch size where the capture had that. It keeps
-      up to two samples of the example inputs.
+      up to two samples of the example inputs. Outputs that torch cannot take apart, such as a cache of keys and
+      values, are left out.
     * ``report.json``; ``model.onnx`` on request, checked against onnxruntime to 1e-4 of the outputs' scale.
     * ``artefact.json``: versions, architecture, size and SHA-256 of each file.
 
@@ -127,6 +129,7 @@ def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
         original_architecture=result.plan.architecture,
         batch="dynamic" if dynamic else "fixed",
         batch_reason=export.static_reason,
+        left_out=list(export.left_out),
     )
 
 
@@ -212,6 +215,6 @@ def _require_same_outputs(model: nn.Module, loaded: nn.Module, inputs: Inputs) -
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs.args, inputs.kwargs))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), only_plain_outputs(model):
         torch.manual_seed(0)
         return pytree.tree_leaves(plain(model(*args, **kwargs)))

@@ -30,11 +30,13 @@ def build_report(
 ) -> Report:
     """Report on a compression: what happened to every group and layer, and the totals counted from the results."""
     before_ms, after_ms = _latency(structure.captured, model) if measure_latency else (None, None)
-    left_out = (
-        (f"not part of the graph: {', '.join(structure.captured.left_out)}",)
+    notes = (
+        [f"not part of the graph: {', '.join(structure.captured.left_out)}"]
         if structure.captured.left_out
-        else ()
+        else []
     )
+    if form == "class" and remark:
+        notes.append(remark)
     return Report(
         form=form,
         form_reason=remark if form == "graph" else "",

@@ -19,7 +19,10 @@ from prunus.structure.rules import RULES
 from prunus.structure.value import Value
 
 # labels are strided differently from the values: where a view of them does not exist, a copy will do
-COPYING: dict[Any, Any] = {torch.ops.aten.view.default: torch.reshape, torch.ops.aten._unsafe_view.default: torch.reshape}
+COPYING: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.reshape,
+    torch.ops.aten._unsafe_view.default: torch.reshape,
+}
 FOLD_LIMIT = 1 << 24  # elements; larger integer constants are not folded
 
 
@@ -122,9 +125,7 @@ class Run:
         if not values and torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             return None
         args = map_aggregate(self.resolve(node.args), lambda x: x.data if isinstance(x, Value) else x)
-        kwargs = map_aggregate(
-            self.resolve(node.kwargs), lambda x: x.data if isinstance(x, Value) else x
-        )
+        kwargs = map_aggregate(self.resolve(node.kwargs), lambda x: x.data if isinstance(x, Value) else x)
         if node.target._schema.is_mutable:  # type: ignore[union-attr]
             args = map_aggregate(args, lambda x: x.clone() if isinstance(x, Tensor) else x)
         result = node.target(*args, **kwargs)  # type: ignore[operator, misc]

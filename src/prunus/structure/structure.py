@@ -77,6 +77,25 @@ class Structure:
             removed[group.units[~stays]] = True
         return self.units.effective(removed)
 
+    def emptied(self, keep: np.ndarray) -> list[str]:
+        """Axes of which nothing is left under `keep` (labels,): a parameter's, or a part of a value, by name."""
+        names = self.captured.names
+        axes = [
+            f"{names[p.placeholder]} (axis {p.axis})"
+            for p in self.labels.places
+            if not keep[p.start : p.start + p.size].any()
+        ]
+        return axes + [
+            f"the part made at {node}" for labels, node in self.labels.cuts if not keep[labels].any()
+        ]
+
+    def emptied_labels(self, keep: np.ndarray) -> np.ndarray | None:
+        """Labels of the first such axis, or None."""
+        for place in self.labels.places:
+            if not keep[place.start : place.start + place.size].any():
+                return np.arange(place.start, place.start + place.size)
+        return next((labels for labels, _ in self.labels.cuts if not keep[labels].any()), None)
+
     @property
     def tracks(self) -> dict[str, tuple[Any, ...]]:
         """Labels of every node's value, as surgery and verification use them (see `Value.tracks`)."""

@@ -61,7 +61,7 @@ class Agreement:
 
         Args:
             module: It is copied, and left as it is. What its forward raises goes through.
-            scalings: Parameter -> what it was multiplied by, in comparison with the graph module's.
+            scalings: Parameter -> what to multiply it by.
         """
         recording, error = self._compare(module, None, scalings or {})
         if error == 0 or not math.isfinite(error):
@@ -104,8 +104,9 @@ class Agreement:
             stack.enter_context(exact_arithmetic(devices, _SEED))
             for name, parameter in copied.named_parameters():
                 if name in self._noise:
-                    noise = self._noise[name] * scalings.get(name, torch.ones(()))
-                    parameter.add_(noise.to(parameter))
+                    parameter.add_(self._noise[name].to(parameter))
+                if name in scalings:
+                    parameter.mul_(scalings[name].to(parameter))
             stack.enter_context(only_plain_outputs(copied))
             if dtype is not None:
                 stack.enter_context(OnePrecision(dtype))

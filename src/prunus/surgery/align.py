@@ -39,12 +39,14 @@ class Use:
         before: The number in the original forward.
         after: The number in the small graph; None where the small graph needs several numbers for the one.
         call: The call it reached.
+        needed: What is needed instead of one number.
     """
 
     source: Source
     before: int
     after: int | None
     call: Call
+    needed: str = "several numbers"
 
 
 @dataclass
@@ -159,7 +161,7 @@ def _uses_of(call: Call, old: fx.Node, new: fx.Node) -> Iterator[Use]:
         if name not in before:
             continue
         if _operator_name(old) in _SPLITS and old.target is not new.target:
-            yield from _split_uses(call, value, name, before, after)
+            yield from _split_uses(call, value, name, after)
         elif name in after:
             yield from _pairs(call, value, before[name], after[name])
 
@@ -205,16 +207,21 @@ def _pairs(call: Call, value: Any, before: Any, after: Any) -> Iterator[Use]:
                 yield from _pairs(call, one, old, new)
 
 
-def _split_uses(
-    call: Call, value: Any, name: str, before: dict[str, Any], after: dict[str, Any]
-) -> Iterator[Use]:
-    """A split into parts of one size, which the small graph makes by a list of sizes."""
+def _split_uses(call: Call, value: Any, name: str, after: dict[str, Any]) -> Iterator[Use]:
+    """A split by one number, which the small graph makes by a list of sizes."""
     sizes = after.get("split_sizes")
-    if not isinstance(value, int) or "split" not in name or not isinstance(sizes, tuple) or not sizes:
+    if not isinstance(value, int) or name == "dim" or not sizes:
         return
-    same = len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
     source = value.source if isinstance(value, TracedInt) else int(value)
-    yield Use(source, int(value), int(sizes[0]) if same else None, call)
+    if "split" in name:  # the size of each part
+        wanted = int(sizes[0])
+        fits = all(size == wanted for size in sizes[:-1]) and sizes[-1] <= wanted
+    else:  # the number of parts
+        each = -(-sum(sizes) // int(value))
+        wanted, fits = int(value), sizes == (*[each] * (len(sizes) - 1), sum(sizes) - each * (len(sizes) - 1))
+    yield Use(
+        source, int(value), wanted if fits else None, call, f"parts of {', '.join(map(str, sizes))} channels"
+    )
 
 
 def _indexing_uses(call: Call, old: fx.Node, new: fx.Node) -> Iterator[Use]:

@@ -56,8 +56,15 @@ def find_slots(model: nn.Module) -> dict[Slot, int]:
 
 
 def set_slots(model: nn.Module, values: Mapping[Slot, int]) -> None:
-    """Give integer attributes new values; containers and shared objects stay the same objects."""
-    _visit(model, lambda slot, value: values.get(slot, value), write=True)
+    """Give integer attributes new values; lists, dictionaries and shared objects stay the same objects."""
+
+    def change(slot: Slot, value: int) -> int:
+        new = values.get(slot, value)
+        return (
+            value if new == value else new
+        )  # the same object: an attribute of a class is not overridden for nothing
+
+    _visit(model, change, write=True)
 
 
 def trace_slots(model: nn.Module) -> None:

@@ -153,7 +153,8 @@ def _run(small: Captured, labels: Replay) -> None:
     for node, value in run.values.items():
         if isinstance(value, Value) and value.tracks and tuple(value.shape) != size_of(node):
             raise SurgeryError(
-                f"{node.name} ({node.target}, {where(node)}) has shape {size_of(node)}, but the labels that are left make {tuple(value.shape)}"
+                f"{node.name} ({node.target}, {where(node)}) has shape {size_of(node)}, "
+                f"but the labels that are left make {tuple(value.shape)}"
             )
 
 

@@ -21,7 +21,7 @@ from prunus.surgery.align import align
 from prunus.surgery.recipe import bound_arguments
 from prunus.surgery.record import Call, Recording
 
-__all__ = ["compensate"]
+__all__ = ["compensation"]
 
 aten = torch.ops.aten
 
@@ -41,21 +41,21 @@ class _Source:
     node: fx.Node
 
 
-def compensate(
+def compensation(
     structure: Structure, small: Captured, candidate: nn.Module, recording: Recording, keep: Tensor
 ) -> tuple[str, dict[str, Tensor]]:
-    """Scale parameters of the candidate so that products computed with another factor come out as wanted.
+    """Find by what to scale parameters so that products computed with another factor come out as wanted.
 
     Args:
         structure: Of the original, for its labels.
         small: The small graph, which has the factors that are wanted.
-        candidate: The module, whose parameters are changed in place.
+        candidate: The module.
         recording: One forward of the candidate.
         keep: (labels,) which labels stay.
 
     Returns:
-        What was done, for the report, and parameter -> what it was multiplied by; both empty when nothing was
-        wrong, or when there is no exact way.
+        What is done, for the report, and parameter -> what to multiply it by; both empty when nothing is wrong,
+        or when there is no exact way.
     """
     scalings: dict[str, Tensor] = {}
     said: dict[str, None] = {}
@@ -71,10 +71,6 @@ def compensate(
             said[f"{small.names[source.tensors[0][0]]} by {factor:.6g}"] = None
     if not scalings:
         return "", {}
-    with torch.no_grad():
-        for placeholder, scaling in scalings.items():
-            parameter = candidate.get_parameter(small.names[placeholder])
-            parameter.mul_(scaling.to(parameter))
     note = (
         "its forward takes the softmax's temperature from the width of the heads; to keep the original temperature, the "
         f"query side was multiplied: {', '.join(said)}"

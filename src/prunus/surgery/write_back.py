@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from prunus.surgery.agreement import Agreement
 from prunus.surgery.align import Use, align
 from prunus.surgery.attributes import find_slots, set_slots, trace_slots
 from prunus.surgery.constraints import Solution, solve_slots
+from prunus.surgery.guesses import guesses
 from prunus.surgery.own_sizes import stated_sizes
 from prunus.surgery.precision import exact_arithmetic
 from prunus.surgery.record import Recording, record
-from prunus.surgery.temperature import compensate
+from prunus.surgery.temperature import compensation
+from prunus.surgery.training import training_failure
 
 __all__ = ["write_back"]
 
@@ -50,31 +53,60 @@ def write_back(
     captured = structure.captured
     if captured.model is None:
         return None, "the source was an exported program, which has no class"
+    slots = find_slots(captured.model)
     try:
-        agreement = Agreement(captured, graph_module)
-        slots = find_slots(captured.model)
-        recording = _recorded(captured.model, captured, traced=True)
-        alignment = align(recording, captured, small)
-        solution = solve_slots(slots, recording, alignment, captured, small)
-        values = {**stated_sizes(structure, small, slots, solution.values), **solution.values}
         candidate = _cut_copy(captured.model, captured, small)
-    except (TypeError, RuntimeError, AttributeError, ValueError) as error:
-        return None, f"the model could not be copied and run once more: {first_line(error)}"
-    set_slots(candidate, {slot: value for slot, value in values.items() if value != slots[slot]})
-    try:
-        trial = agreement.trial(candidate)
-        note, scalings = compensate(structure, small, candidate, trial.recording, torch.as_tensor(keep))
-        if scalings:
-            trial = agreement.trial(candidate, scalings)
-    except Exception as failure:  # noqa: BLE001  whatever the user's forward raises
-        return None, _obstacle(
-            solution
-        ) or f"its forward fails at {place_in_model(failure)} ({first_line(failure)})"
-    if trial.error:
-        return None, _obstacle(
-            solution
-        ) or f"its forward computes something else (relative error {trial.error:.2g})"
-    return candidate, note
+        recording = _recorded(captured.model, captured)
+    except Exception as failure:  # noqa: BLE001  whatever the user's classes raise
+        return None, f"the model cannot be copied and run: {first_line(failure)}"
+    solution = solve_slots(slots, recording, align(recording, captured, small), captured, small)
+    stated = stated_sizes(structure, small, slots, solution.values)
+    trials = _Trials(structure, small, Agreement(captured, graph_module), torch.as_tensor(keep), solution)
+    reason = ""
+    for guess in guesses(captured.model, slots, solution):
+        # every slot is set, so that nothing of an earlier guess stays
+        set_slots(candidate, {**slots, **stated, **guess, **solution.values})
+        note, why = trials.judge(candidate)
+        if not why:
+            return candidate, note
+        reason = reason or why
+    return None, reason
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Runs candidates against the graph module."""
+
+    structure: Structure
+    small: Captured
+    agreement: Agreement
+    keep: Tensor
+    solution: Solution
+
+    def judge(self, candidate: nn.Module) -> tuple[str, str]:
+        """Bring the temperature of its attentions in order, if need be.
+
+        Returns:
+            What else had to be done, and why the candidate is not accepted: both may be empty.
+        """
+        try:
+            trial = self.agreement.trial(candidate)
+            note, scalings = compensation(self.structure, self.small, candidate, trial.recording, self.keep)
+            if scalings:
+                trial = self.agreement.trial(candidate, scalings)
+        except Exception as failure:  # noqa: BLE001  whatever the user's forward raises
+            return "", _obstacle(self.solution) or (
+                f"its forward fails at {place_in_model(failure)} ({first_line(failure)})"
+            )
+        if trial.error:
+            return "", _obstacle(self.solution) or (
+                f"its forward computes something else (relative error {trial.error:.2g})"
+            )
+        with torch.no_grad():
+            for name, scaling in scalings.items():
+                parameter = candidate.get_parameter(name)
+                parameter.mul_(scaling.to(parameter))
+        return note, training_failure(self.structure.captured, candidate)
 
 
 def _cut_copy(model: nn.Module, captured: Captured, small: Captured) -> nn.Module:
@@ -93,16 +125,14 @@ def _owned(original: Tensor, cut: Tensor) -> Tensor:
     return data
 
 
-def _recorded(model: nn.Module, captured: Captured, *, traced: bool = False) -> Recording:
-    """One forward of a copy, whose integers remember where they come from where they are traced."""
-    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+def _recorded(model: nn.Module, captured: Captured) -> Recording:
+    """One forward of a copy whose integers remember where they come from."""
     constants = (tensor for name, tensor in captured.tensors.items() if captured.kinds[name] == "constant")
-    shared.update((id(tensor), tensor) for tensor in constants)
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *constants)}
     copied = copy.deepcopy(model, shared)
     for module in copied.modules():
         module.training = False
-    if traced:
-        trace_slots(copied)
+    trace_slots(copied)
     inputs = captured.run_inputs
     args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (inputs.args, inputs.kwargs))
     with exact_arithmetic(list({tensor.device for tensor in captured.tensors.values()}), 0):
@@ -112,9 +142,11 @@ def _recorded(model: nn.Module, captured: Captured, *, traced: bool = False) -> 
 def _obstacle(solution: Solution) -> str:
     """The first number in the code that cannot be what it has to be."""
     for use, got in solution.unmet:
-        wanted = "several numbers" if use.after is None else str(use.after)
-        return f"{_line(use)} makes {got} where {wanted} would be needed"
+        needed = use.needed if use.after is None else use.after
+        return f"{_line(use)} makes {got} where {needed} would be needed"
     for use in solution.written:
+        if use.after is None:
+            return f"{_line(use)} makes equal parts, where {use.needed} would be needed"
         return f"{_line(use)} has the number {use.before} in the code, where {use.after} would be needed"
     return ""
 

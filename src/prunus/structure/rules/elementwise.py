@@ -14,7 +14,8 @@ from prunus.structure.value import Value
 
 EXTRA = (
     "floor_divide", "floor_divide_", "true_divide", "divide", "multiply", "subtract", "add_relu", "rsub.Tensor", "fmod.Tensor", "square",
-    "square_", "__and__", "__or__", "__xor__", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "addcmul_", "greater", "less", "greater_equal",
+    "square_", "__and__", "__or__", "__xor__",
+    "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "addcmul_", "greater", "less", "greater_equal",
     "less_equal", "not_equal", "bitwise_not", "arctan2", "isnan", "isinf", "nan_to_num", "clip", "clip_", "hardshrink", "softshrink",
     "absolute", "negative", "special_expit", "sigmoid_", "tanh_", "pow_", "masked_fill_", "masked_fill",
 )  # fmt: skip

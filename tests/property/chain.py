@@ -1,0 +1,44 @@
+"""The whole way from a network to its verified small one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunus.capture import Captured, capture
+from prunus.structure import Structure, find_structure
+from prunus.surgery.lift import lift
+from prunus.surgery.replay import cut
+from prunus.surgery.verify import Verification, compare
+from tests.property.choices import Pick
+from tests.property.networks import Network
+from tests.property.plans import plan
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    captured: Captured
+    structure: Structure
+    kept: dict[str, np.ndarray]
+    module: nn.Module
+    verification: Verification
+
+
+def prune(network: Network, pick: Pick) -> Pruned:
+    """Capture, analyze, choose, slice, lift, verify (in float64, to 1e-9).
+
+    Raises:
+        PrunusError: whatever the stages raise: for a network and a plan that are legal, every such error is a defect.
+    """
+    captured = capture(network.model, network.inputs)
+    structure = find_structure(captured)
+    kept = plan(pick, structure)
+    keep = structure.keep_labels(kept)
+    small = cut(structure, keep)
+    module = lift(small)
+    mask = torch.from_numpy(keep)
+    verification = compare(
+        captured, structure.tracks, mask, module, small, dtype=torch.float64, tolerance=1e-9
+    )
+    return Pruned(captured, structure, kept, module, verification)
