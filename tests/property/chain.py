@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from hypothesis import assume
 from torch import nn
 
 from prunus.capture import Captured, capture
@@ -35,6 +36,7 @@ def prune(network: Network, pick: Pick) -> Pruned:
     structure = find_structure(captured)
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)
+    assume(not structure.emptied(keep))  # at least one must stay everywhere
     small = cut(structure, keep)
     module = lift(small)
     mask = torch.from_numpy(keep)

@@ -24,9 +24,7 @@ def moved(labels: Labels, before: Tensor, after: Tensor, node: str) -> Tensor:
         after = ordered(labels, after, node)
     cut(labels, before, after, node)
     if len(source) > 1 and _size(after) == _size(before) and not _is_row_major(before):
-        labels.grid(
-            before, node
-        )  # merged across the rows: the second run finds the order in which they arrive
+        labels.grid(before, node, separable=True)  # merged across the rows
     labels.grid(after, node)
     return after
 
