@@ -126,7 +126,6 @@ def measure(name: str) -> dict[str, Any]:
     net, example = build(name)
     net.eval()
     inputs = as_inputs(example)
-    started = time.perf_counter()
     row: dict[str, Any] = {"name": name}
     clock = time.process_time
     torch.export.export(
@@ -148,10 +147,13 @@ def measure(name: str) -> dict[str, Any]:
     row["surgery_s"] = min(times)
     row["unknown"] = sorted(set(structure.unknown.values()))
     for target in (prunus.Target(channels=0.5), prunus.Target(macs=0.5)):
-        result = execute(structure, prunus.plan(structure, target=target))
-        report = result.report
-        if target.unit == "macs":
+        started = time.perf_counter()
+        if target.unit == "macs":  # as a user would, export included
+            result = prunus.compress(net, example, target=target)
             row["total_s"] = time.perf_counter() - started
+        else:
+            result = execute(structure, prunus.plan(structure, target=target))
+        report = result.report
         row[target.unit] = {
             "params": report.after.params / report.before.params, "macs": report.after.macs / report.before.macs, "form": report.form,
             "reason": report.form_reason, "error": report.verification["max_relative_error"], "remarks": report.verification["remarks"],
@@ -223,6 +225,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     good = [r for r in rows if "failed" not in r]
     both = [r for r in good if r["torch_pruning_s"] is not None]
+    longest = max(good, key=lambda r: r["total_s"])
     ratio = statistics.median(r["surgery_s"] / r["export_s"] for r in good)
     lines = [
         "# Models pruned to half",
@@ -242,7 +245,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"- Came back as the user's own class: {sum(r['channels']['form'] == 'class' for r in good)} at channels, {sum(r['macs']['form'] == 'class' for r in good)} at MACs."
     )
     lines.append(
-        f"- Longest, both targets with export and verification: {max(r['total_s'] for r in good):.0f} s."
+        f"- Longest call of `prunus.compress(model, inputs, target=prunus.Target(macs=0.5))`, export and verification included: {longest['total_s']:.0f} s ({longest['name']})."
     )
     lines += [
         "",
@@ -287,7 +290,7 @@ def main() -> None:
             row = (
                 json.loads(ran.stdout.splitlines()[-1])
                 if ran.returncode == 0
-                else {"name": name, "failed": ran.stderr.strip().splitlines()[-1][:300]}
+                else {"name": name, "failed": (ran.stderr.strip() or f"exit {ran.returncode}").splitlines()[-1][:300]}
             )
         except subprocess.TimeoutExpired:
             row = {"name": name, "failed": "took more than 900 s"}

@@ -82,7 +82,8 @@ def apply(
         model: the model that the plan was made for, or a fresh one of the same architecture with any weights.
         plan: from `prunus.plan`, a file, or another compression.
         example_inputs: only needed where the plan cannot describe them.
-        verify: compare the result with the masked original; nothing wrong is handed back.
+        verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
+            where the labels that are left do not settle that all operands fit.
         measure_latency: also time both models.
 
     Raises:
@@ -113,7 +114,9 @@ def execute(
     small = cut(structure, keep)
     module = lift(small)
     verification = (
-        compare(structure.captured, structure.tracks, _tensor(keep), module, small) if verify else None
+        compare(structure.captured, structure.tracks, _tensor(keep), module, small)
+        if verify or small.unsettled
+        else None
     )
     own, remark = _own_class(structure, small, module, keep, plan)
     model, form = (module, "graph") if own is None else (own, "class")

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hypothesis import assume
 from torch import nn
 
 from prunus.capture import Captured, capture
@@ -22,6 +21,7 @@ class Pruned:
     captured: Captured
     structure: Structure
     kept: dict[str, np.ndarray]
+    keep: np.ndarray
     module: nn.Module
     verification: Verification
 
@@ -36,11 +36,15 @@ def prune(network: Network, pick: Pick) -> Pruned:
     structure = find_structure(captured)
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)
-    assume(not structure.emptied(keep))  # at least one must stay everywhere
+    while structure.emptied(
+        keep
+    ):  # at least one must stay everywhere: groups keep all again, one after another
+        kept.popitem()
+        keep = structure.keep_labels(kept)
     small = cut(structure, keep)
     module = lift(small)
     mask = torch.from_numpy(keep)
     verification = compare(
         captured, structure.tracks, mask, module, small, dtype=torch.float64, tolerance=1e-9
     )
-    return Pruned(captured, structure, kept, module, verification)
+    return Pruned(captured, structure, kept, keep, module, verification)

@@ -42,6 +42,7 @@ class Captured:
             wrapper); None when the source was an exported program.
         left_out: Outputs that torch cannot take apart, such as a cache of keys and values. The graph returns
             None in their place.
+        unsettled: Nodes of a model made by surgery at which only numbers can tell whether the operands fit.
     """
 
     graph: torch.fx.Graph
@@ -58,6 +59,7 @@ class Captured:
     model: nn.Module | None = None
     static_reason: str | None = None
     left_out: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()
 
     def with_(self, **changes: Any) -> "Captured":
         """Return a copy with some fields replaced."""

@@ -148,13 +148,13 @@ class Labels:
         self.unknown: dict[str, str] = {}  # node -> operator without a rule
         # what a second run needs to find the same labels again: the node being visited, and what was made there
         self.node = ""
-        self.made: dict[str, list[tuple[int, int]]] = {}
-        self.slabs_made: dict[tuple[str, tuple[int, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
+        self.made: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self.slabs_made: dict[str, list[tuple[set[int], np.ndarray, np.ndarray]]] = {}
 
     # ------------------------------------------------------------------ making labels
-    def fresh(self, size: int) -> Tensor:
-        """`size` new labels, consecutive."""
-        self.made.setdefault(self.node, []).append((self.count, size))
+    def fresh(self, size: int, key: int = -1) -> Tensor:
+        """`size` new labels, consecutive; `key` (an axis) tells apart those of one node."""
+        self.made.setdefault((self.node, key), []).append((self.count, size))
         return self._number(size)
 
     def _number(self, size: int) -> Tensor:
@@ -241,7 +241,7 @@ class Labels:
         owner = np.repeat(slabs, members.shape[1])
         flat = members.reshape(-1)
         self.contains.append((owner[flat > 0], flat[flat > 0], node))
-        self.slabs_made.setdefault((self.node, keep), []).append((flat, owner))
+        self.slabs_made.setdefault(self.node, []).append((set(keep), flat, owner))
         return torch.from_numpy(slabs[appearance[inverse.reshape(-1)]]).reshape(sizes)
 
     def grid(self, track: Tensor, node: str, separable: bool = False) -> None:

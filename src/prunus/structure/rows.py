@@ -55,7 +55,9 @@ def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
                 if found is None:
                     bad.update(family)
                     continue
-                derived = Grid(label_of[found], grid.node, grid.separable)
+                # where single labels leave with whole columns only, blocks of them do
+                columns = grid.separable or bool(units.locked[rows].any())
+                derived = Grid(label_of[found], grid.node, columns)
                 fresh.setdefault(derived.labels.tobytes(), derived)
     held = sorted(slab for slab in bad if units.held[slab] < 0)
     if held:

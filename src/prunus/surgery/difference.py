@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["relative_error"]
+__all__ = ["largest", "relative_error"]
 
 
 def relative_error(expected: Tensor, actual: Tensor) -> float:
@@ -24,6 +24,11 @@ def relative_error(expected: Tensor, actual: Tensor) -> float:
     worst = float(difference.max())
     if not math.isfinite(worst):
         return math.inf
-    magnitude = expected.abs()
-    scale = float(torch.where(magnitude.isfinite(), magnitude, 0).max())
+    scale = largest(expected)
     return worst / scale if scale > 0 else worst
+
+
+def largest(x: Tensor) -> float:
+    """Largest finite magnitude; 0 where there is none."""
+    magnitude = x.abs()
+    return float(torch.where(magnitude.isfinite(), magnitude, 0).max()) if x.numel() else 0.0

@@ -1,5 +1,6 @@
 """After a mismatch, and only then, for it is slow: find the first node of the cut graph that differs."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,14 @@ from torch import Tensor, fx
 
 from prunus.capture import Captured
 from prunus.inputs import Inputs
-from prunus.surgery.difference import relative_error
+from prunus.surgery.difference import largest, relative_error
 from prunus.surgery.masks import Masks, kept_values
 from prunus.surgery.place import place_of
 from prunus.surgery.reference import Interpreter
 
 __all__ = ["first_difference"]
+
+ROUNDINGS = 64  # errors in the last digit of an operand that may add up in a result
 
 
 def first_difference(
@@ -67,6 +70,8 @@ class _Search:
         self.waiting: dict[str, Tensor] = {}
         self.failure = ""
         self.reordered = ""
+        self.magnitude: dict[str, float] = {}  # of what the original computes
+        self.rounding: dict[str, float] = {}  # what that may be off by
         self._names = {node.name: node for node in self.small.graph.nodes if node.op == "call_function"}
         self._shared = {node.name for node in self.captured.graph.nodes} & self._names.keys()
         self._steps = self.cut.steps()
@@ -90,6 +95,16 @@ class _Search:
                 self.waiting[node.name] = value if node.name == name else value.clone()
         return name in self.waiting
 
+    def _note(self, name: str, expected: Tensor) -> None:
+        """How far off a node may be where large operands cancel out, as the mean of a normalized map does."""
+        node = self._names.get(name)
+        operands = [n.name for n in node.all_input_nodes] if node is not None else []
+        eps = torch.finfo(expected.dtype).eps
+        magnitude = max((self.magnitude.get(n, 0.0) for n in operands), default=0.0)
+        inherited = max((self.rounding.get(n, 0.0) for n in operands), default=0.0)
+        self.magnitude[name] = largest(expected)
+        self.rounding[name] = max(inherited, ROUNDINGS * eps * magnitude)
+
     def _fail(self, error: Exception) -> None:
         node = next(n for n in self._names.values() if n.name not in self._done)
         shapes = ", ".join(f"{n.name} {_shape(n)}" for n in node.all_input_nodes)
@@ -101,10 +116,11 @@ class _Search:
         if not expected.is_floating_point() and not expected.is_complex():
             return ""  # indices and sizes change with what is cut
         kept = kept_values(expected, self.masks.of(name), tuple(actual.shape))
+        self._note(name, expected)
         if kept is None:
             return ""
         error = relative_error(kept, actual)
-        if error <= tolerance:
+        if error <= tolerance or (math.isfinite(error) and largest(kept - actual) <= self.rounding[name]):
             return ""
         if _same_in_other_order(kept, actual, tolerance):
             self.reordered = self.reordered or f" Before it, the same numbers are in another order at {what}."

@@ -3,7 +3,9 @@
 The small graph is run on the labels that are left. Wherever two values meet, their labels must describe the same positions
 as in the original: a difference is found here, before any number is computed. Where a weight meets labels in another order
 (rows that kept different channels and were transposed since), the order in which they arrive says which original index
-belongs at each position: the weight is gathered in that order.
+belongs at each position: the weight is gathered in that order. Where labels differ and no order explains it, the second run
+cannot tell (labels that only a third one ties together have no relation of their own): numbers must, so the place is noted
+and verification is not optional.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class Replay(Labels):
         self.related = related + related.T
         self.spans = {(p.placeholder, p.axis): p for p in structure.labels.places}
         self.starts = np.array([p.start for p in structure.labels.places])
-        self.misfits: list[tuple[np.ndarray, np.ndarray]] = []
-        self.taken: dict[str, int] = {}
+        self.misfits: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self.taken: dict[tuple[str, int], int] = {}
 
     def place(self, placeholder: str, axis: int, size: int) -> Tensor:
         """Labels of a parameter's axis that are left, in the order in which the small parameter holds them."""
@@ -52,15 +54,15 @@ class Replay(Labels):
         labels = np.arange(place.start, place.start + place.size)
         return torch.from_numpy(labels[self.keep[labels]])
 
-    def fresh(self, size: int) -> Tensor:
+    def fresh(self, size: int, key: int = -1) -> Tensor:
         """What is left of the labels that the first run made at this node."""
-        blocks = self.first.made.get(self.node, [])
-        for i in range(self.taken.get(self.node, 0), len(blocks)):
+        blocks = self.first.made.get((self.node, key), [])
+        for i in range(self.taken.get((self.node, key), 0), len(blocks)):
             start, count = blocks[i]
             labels = np.arange(start, start + count)
             labels = labels[self.keep[labels]]
             if len(labels) == size:
-                self.taken[self.node] = i + 1
+                self.taken[self.node, key] = i + 1
                 return torch.from_numpy(labels)
         return torch.zeros(size, dtype=torch.long)
 
@@ -76,24 +78,25 @@ class Replay(Labels):
     def unite(self, a: np.ndarray, b: np.ndarray, node: str) -> None:
         """Tracks that no other explains: in the first run they were united, so they must be the same units now."""
         if not np.array_equal(self.unit[a], self.unit[b]):
-            self.misfits.append((a, b))
+            self.misfits.append((a, b, node))
 
     def project(self, track: Tensor, keep: tuple[int, ...], node: str, lock: bool = False) -> Tensor:
         """The slabs that the first run made of these rows."""
         axes = varying(track)
-        keep = tuple(axis for axis in axes if axis in keep)
-        if keep == axes or not keep:
-            return track
+        asked, keep = set(keep), tuple(axis for axis in axes if axis in keep)
         rows, sizes = rows_of(compact(track, axes), axes, keep)
-        if (rows == rows[:, :1]).all():
-            return along(torch.from_numpy(rows[:, 0].copy()).reshape(sizes), keep, tuple(track.shape))
         lead = rows.max(1)
-        for members, owner in self.first.slabs_made.get((self.node, keep), []):
+        made = [block for block in self.first.slabs_made.get(self.node, []) if block[0] <= asked]
+        for kept, members, owner in sorted(made, key=lambda block: -len(block[0])):
+            if kept & set(axes) != set(keep):  # axes of which one position is left vary no more
+                continue
             order = np.argsort(members, kind="stable")
             at = np.searchsorted(members[order], lead)
             at = np.minimum(at, len(members) - 1)
             if (members[order][at] == lead).all():
                 return along(torch.from_numpy(owner[order][at]).reshape(sizes), keep, tuple(track.shape))
+        if (rows == rows[:, :1]).all():
+            return along(torch.from_numpy(rows[:, 0].copy()).reshape(sizes), keep, tuple(track.shape))
         return along(torch.zeros(sizes, dtype=torch.long), keep, tuple(track.shape))
 
     def hold(self, track: Tensor, text: str, node: str) -> None:
@@ -128,23 +131,21 @@ def replay(structure: Structure, small: Captured, keep: np.ndarray) -> Captured:
     """Run the small graph on labels; gather weights that meet labels in another order.
 
     Raises:
-        SurgeryError: a shape does not fit its labels, or two values meet whose labels differ and no weight can follow.
+        SurgeryError: a shape does not fit its labels.
     """
     orders: dict[tuple[str, int], np.ndarray] = {}
-    labels = Replay(structure, keep, orders)
+    unsettled: list[str] = []
     for _ in range(PASSES):
+        labels = Replay(structure, keep, orders)
         _run(small, labels)
         if not labels.misfits:
             return small
-        small = _gathered(small, labels, orders)
-        labels = Replay(structure, keep, orders)
-    _run(small, labels)
-    if not labels.misfits:
-        return small
-    a, b = labels.misfits[0]
-    raise SurgeryError(
-        f"labels {a[:4].tolist()} meet labels {b[:4].tolist()} that are not theirs, in an order that no weight can follow"
-    )
+        unsettled = [node for _, _, node in labels.misfits]
+        gathered = _gathered(small, labels, orders)
+        if gathered is None:
+            break
+        small = gathered
+    return dataclasses.replace(small, unsettled=tuple(dict.fromkeys(unsettled)))
 
 
 def _run(small: Captured, labels: Replay) -> None:
@@ -158,10 +159,10 @@ def _run(small: Captured, labels: Replay) -> None:
             )
 
 
-def _gathered(small: Captured, labels: Replay, orders: dict[tuple[str, int], np.ndarray]) -> Captured:
-    """Reorder the parameters whose labels face others; each axis once per pass."""
+def _gathered(small: Captured, labels: Replay, orders: dict[tuple[str, int], np.ndarray]) -> Captured | None:
+    """Reorder the parameters whose labels face others, each axis once per pass; None where no order explains anything."""
     tensors, done = dict(small.tensors), set()
-    for a, b in labels.misfits:
+    for a, b, _ in labels.misfits:
         for mine, other in ((b, a), (a, b)):
             place = labels.first.places[int(np.searchsorted(labels.starts, mine[0], side="right")) - 1]
             key = (place.placeholder, place.axis)
@@ -180,9 +181,7 @@ def _gathered(small: Captured, labels: Replay, orders: dict[tuple[str, int], np.
             orders[key] = order
             done.add(key)
             break
-        else:
-            raise SurgeryError(f"labels {a[:4].tolist()} meet labels {b[:4].tolist()} that are not theirs")
-    return dataclasses.replace(small, tensors=tensors)
+    return dataclasses.replace(small, tensors=tensors) if done else None
 
 
 def _order(labels: Replay, mine: np.ndarray, other: np.ndarray) -> np.ndarray | None:

@@ -30,7 +30,7 @@ def create(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     shape = run.shape(node)
     sizes = node.meta["val"].shape
     tracks = [
-        along(run.labels.fresh(size), (axis,), shape)
+        along(run.labels.fresh(size, axis), (axis,), shape)
         for axis, size in enumerate(shape)
         if size > 1 and isinstance(sizes[axis], int)
     ]

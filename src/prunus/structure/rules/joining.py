@@ -58,7 +58,7 @@ def _without_grids(run: Any, node: fx.Node, flat: list[Value], parts: list[Value
 
 
 def _joined(run: Any, node: fx.Node, parts: list[Value], dim: int, shape: tuple[int, ...]) -> list[Tensor]:
-    mine = [[t for t in v.tracks if dim in varying(t) or (v.shape[dim] == 1 and False)] for v in parts]
+    mine = [[t for t in v.tracks if dim in varying(t)] for v in parts]
     count = max(len(tracks) for tracks in mine)
     if not count:
         return []

@@ -123,11 +123,10 @@ def expand(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
             ones = [r if old != 1 else 1 for r, old in zip(repeats, before, strict=True)]
             track = track.repeat(ones)
         tracks.append(track.expand(shape))
-    from prunus.structure.labels import along
 
     for axis, (new, old) in enumerate(zip(shape, before, strict=True)):
         if old == 1 and new > 1 and isinstance(sizes[axis], int):
-            tracks.append(along(run.labels.fresh(new), (axis,), shape))
+            tracks.append(along(run.labels.fresh(new, axis), (axis,), shape))
     return Value(shape, tuple(tracks))
 
 
@@ -140,12 +139,10 @@ def repeat_interleave(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     dim = a.dim % len(shape)
     old = a.self.shape[dim]
     wide = (*shape[:dim], old, shape[dim] // old, *shape[dim + 1 :])
-    from prunus.structure.labels import along
 
     tracks = [track.unsqueeze(dim + 1).expand(wide).reshape(shape) for track in a.self.tracks]
     if wide[dim + 1] > 1:
         tracks.append(along(run.labels.fresh(wide[dim + 1]), (dim + 1,), wide).reshape(shape))
-    from prunus.structure.labels import tighten
 
     return Value(shape, tuple(tighten(track) for track in tracks))
 
@@ -171,11 +168,11 @@ def pad(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
                 labels = _pad_held(run, node, labels, i, widths[axis])
                 continue
             if axis not in filled:
-                filled[axis] = tuple(run.labels.fresh(max(w, 0)) for w in widths[axis])  # type: ignore[assignment]
+                first, last = (max(width, 0) for width in widths[axis])
+                filled[axis] = run.labels.fresh(first, 2 * axis), run.labels.fresh(last, 2 * axis + 1)
             before, after = widths[axis]
             core = labels[max(-before, 0) : labels.shape[0] - max(-after, 0)]
             labels = torch.cat([filled[axis][0], core, filled[axis][1]])
-        from prunus.structure.labels import along
 
         tracks.append(along(labels, axes, shape))
     return Value(shape, tuple(tracks))
@@ -199,7 +196,5 @@ def _pad_held(run: Any, node: fx.Node, labels: Tensor, axis: int, width: tuple[i
 
 def track_on(track: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same track on a shape that differs only along axes on which it is constant."""
-    from prunus.structure.labels import along
-
     axes = varying(track)
     return along(compact(track, axes), axes, shape)

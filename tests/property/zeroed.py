@@ -1,0 +1,41 @@
+"""A reference that shares nothing with surgery and verification: the user's own model with zeros in its weights.
+
+Whatever a weight has for a removed channel, as producer or as consumer, is set to zero. Where no operator mixes
+channels other than through a weight, that removes the channel.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from prunus.capture import Captured
+from prunus.structure import Structure
+
+# mixes channels without a weight, so that a channel of zeros (or what an activation makes of it) still counts
+MIXERS = """layer_norm rms_norm group_norm softmax log_softmax mean sum prod var std norm linalg_vector_norm max min amax
+amin argmax argmin sort topk cumsum logsumexp rsqrt matmul bmm baddbmm einsum scaled_dot_product_attention addmm""".split()
+
+
+def mixes(captured: Captured) -> bool:
+    return any(
+        node.op == "call_function" and str(node.target).removeprefix("aten.").partition(".")[0] in MIXERS
+        for node in captured.graph.nodes
+    )
+
+
+@torch.no_grad()
+def outputs(structure: Structure, keep: np.ndarray, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What the original returns, in float64, with zeros for every label that is not in `keep`."""
+    captured = structure.captured
+    assert captured.model is not None
+    weights = {captured.names[p]: tensor.detach().double().clone() for p, tensor in captured.tensors.items()}
+    for place in structure.labels.places:
+        gone = np.flatnonzero(~keep[place.start : place.start + place.size])
+        if captured.kinds[place.placeholder] == "parameter" and len(gone):
+            weights[captured.names[place.placeholder]].index_fill_(place.axis, torch.from_numpy(gone), 0)
+    own = {name for name, _ in captured.model.named_parameters()}
+    own |= {name for name, _ in captured.model.named_buffers()}
+    model = {name: tensor for name, tensor in weights.items() if name in own}
+    double = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    return functional_call(captured.model, model, double)
