@@ -142,6 +142,11 @@ def _units(structure: Structure, name: str, indices: Sequence[int]) -> tuple[Gro
             held = made[0].held if made else by_name[name].held
             raise PlanError(f"{name}: nothing can be removed here: it {held}")
         paths = {m for g in structure.groups for m in g.producers} | set(by_name)
+        beside = [g.name for g in structure.groups if name in g.modules and not g.outer]
+        if beside:
+            raise PlanError(
+                f"{name}: this layer makes no channels of its own; those that pass through it belong to {', '.join(beside)}"
+            )
         near = difflib.get_close_matches(name, paths, 3)
         raise PlanError(f"no layer or group {name!r}" + (f"; similar: {', '.join(near)}" if near else ""))
     if len(free) > 1:

@@ -5,8 +5,11 @@ A plan is plain immutable data and versioned JSON, made for one architecture and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from prunus.errors import PlanError
 
 VERSION = 1
 MAX_BYTES = 256 * 1024 * 1024
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -95,44 +99,54 @@ class Plan:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: it is not valid JSON ({error})") from error
         if not isinstance(content, dict) or "prunus_plan" not in content:
             raise PlanError("this is no plan: it has no entry 'prunus_plan'")
-        if content["prunus_plan"] != VERSION:
+        if content["prunus_plan"] != VERSION or isinstance(content["prunus_plan"], bool):
             raise PlanError(
                 f"this plan has format version {content['prunus_plan']!r}; this prunus reads version {VERSION}"
             )
-        try:
-            groups = tuple(_group(entry) for entry in content["groups"])
-            names = [g.name for g in groups]
-            if len(set(names)) != len(names):
-                raise PlanError("a group appears twice in the plan")
-            return Plan(
-                architecture=str(content["architecture"]),
-                groups=groups,
-                inputs=dict(content.get("inputs", {})),
-                method=str(content.get("method", "")),
-                target={str(k): float(v) for k, v in content.get("target", {}).items()},
-                keep_class=bool(content.get("keep_class", False)),
-                seed=int(content.get("seed", 0)),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"this plan is damaged: {type(error).__name__}: {error}") from error
+        problems = _entry_problems(content, _ENTRIES, "the plan")
+        groups, target = content.get("groups"), content.get("target")
+        if isinstance(groups, list):
+            problems += [p for i, entry in enumerate(groups) for p in _group_problems(i, entry)]
+            names = [entry.get("name") for entry in groups if isinstance(entry, dict)]
+            problems += [f"group {n!r} appears twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+        if isinstance(target, dict):
+            problems += [
+                f"target {key!r} is {value!r}, not a number"
+                for key, value in target.items()
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+            ]
+        if problems:
+            raise PlanError("this plan is damaged: " + "; ".join(problems[:_SHOWN]))
+        del content["prunus_plan"]
+        content["groups"] = tuple(_group(entry) for entry in content["groups"])
+        return Plan(**content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, all or nothing."""
+        """Write the plan as JSON, all or nothing.
+
+        Raises:
+            PlanError: it cannot be written there.
+        """
         path = Path(path)
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise PlanError(f"the plan cannot be written to {path}: {error.strerror or error}") from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
         """Read a plan from a file.
 
         Raises:
-            PlanError: no such file, too large, or not a plan.
+            PlanError: no such file, cannot be read, too large, or not a plan.
         """
         path = Path(path)
         if not path.is_file():
@@ -143,25 +157,78 @@ class Plan:
             return Plan.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise PlanError(f"{path} is no plan: it is not text") from error
+        except OSError as error:
+            raise PlanError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+# entries of the JSON: their types, and whether a plan may lack them
+_Entries = dict[str, tuple[type, bool]]
+_ENTRIES: _Entries = {
+    "prunus_plan": (int, False),
+    "architecture": (str, False),
+    "groups": (list, False),
+    "inputs": (dict, True),
+    "method": (str, True),
+    "target": (dict, True),
+    "keep_class": (bool, True),
+    "seed": (int, True),
+}
+_GROUP_ENTRIES: _Entries = {
+    "name": (str, False),
+    "size": (int, False),
+    "keep": (list, False),
+    "members": (list, True),
+}
+_WORDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object", bool: "true or false"}
+
+
+def _entry_problems(content: dict[str, Any], entries: _Entries, where: str) -> list[str]:
+    """What is missing, too much or of another type."""
+    problems = [f"{where} has an unknown entry {key!r}" for key in content if key not in entries]
+    for key, (kind, optional) in entries.items():
+        if key not in content:
+            problems += [] if optional else [f"{where} has no entry {key!r}"]
+        elif not isinstance(content[key], kind) or (kind is int and isinstance(content[key], bool)):
+            problems.append(f"entry {key!r} of {where} is {type(content[key]).__name__}, not {_WORDS[kind]}")
+    return problems
+
+
+def _group_problems(position: int, entry: Any) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"group {position} is {type(entry).__name__}, not an object"]
+    where = f"group {entry.get('name', position)!r}"
+    problems = _entry_problems(entry, _GROUP_ENTRIES, where)
+    if problems:
+        return problems
+    for member in entry.get("members", ()):
+        if not isinstance(member, list) or [type(part) for part in member] != [str, int]:
+            return [f"a member of {where} is {member!r}, not a parameter's name and an axis"]
+    try:
+        checked(entry["name"], entry["size"], entry["keep"])
+    except PlanError as error:
+        return [str(error)]
+    return []
 
 
 def _group(entry: dict[str, Any]) -> GroupPlan:
-    name, size = str(entry["name"]), int(entry["size"])
-    members = tuple((str(p), int(a)) for p, a in entry.get("members", ()))
-    return GroupPlan(name, size, checked(name, size, entry["keep"]), members)
+    members = tuple((parameter, axis) for parameter, axis in entry.get("members", ()))
+    return GroupPlan(entry["name"], entry["size"], tuple(sorted(entry["keep"])), members)
 
 
 def checked(name: str, size: int, indices: Iterable[int]) -> tuple[int, ...]:
     """Ascending indices to keep.
 
     Raises:
-        PlanError: out of range, repeated, not whole numbers, or none.
+        PlanError: out of range, repeated, or not whole numbers.
     """
-    listed = list(indices)
-    odd = [i for i in listed if isinstance(i, bool) or not hasattr(i, "__index__")]
+    try:
+        listed = list(indices)
+    except TypeError as error:
+        raise PlanError(f"{name}: give a list of indices, not {indices!r}") from error
+    odd = [i for i in listed if not _is_index(i)]
     if odd:
         raise PlanError(f"{name}: indices are whole numbers, got {odd[:3]}")
-    numbers = [int(i) for i in listed]
+    numbers = [operator.index(i) for i in listed]
     outside = [i for i in numbers if not 0 <= i < size]
     if outside:
         raise PlanError(
@@ -171,3 +238,13 @@ def checked(name: str, size: int, indices: Iterable[int]) -> tuple[int, ...]:
         twice = next(i for i in numbers if numbers.count(i) > 1)
         raise PlanError(f"{name}: index {twice} is listed twice")
     return tuple(sorted(numbers))
+
+
+def _is_index(value: Any) -> bool:
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith(("bool", "bool_")):
+        return False  # a mask is no list of indices
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True

@@ -18,8 +18,9 @@ class ByIndex:
         keep: layer path or group name -> indices to keep.
         remove: layer path or group name -> indices to remove. A name is in one of the two, not in both.
 
-    A layer's indices count its output channels; a group's indices count its units. What is coupled with a listed layer
-    follows it; everything else is left as it is.
+    A layer's indices count its output channels; a group's indices count its units. A name that is both means the group: its
+    units may stand for several channels each (`print(structure)` shows how many there are). What is coupled with a listed
+    layer follows it; everything else is left as it is.
 
     Example:
         >>> from prunus import ByIndex
