@@ -16,8 +16,6 @@ from prunus.errors import ConfigError, PlanError
 from prunus.plan import GroupPlan, Plan, checked
 from prunus.structure import Group, Structure
 
-DEFAULT_FLOOR = 0.05  # of a group's channels: a global ranking must not empty a layer
-
 
 def plan(
     structure: Structure,
@@ -61,8 +59,8 @@ def plan(
     untouched = held_by(structure, hold) if hold else set()
     free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
     scores = _scores(structure, criterion, free)
-    if floors is None:
-        floors = 0.0 if target.unit == "channels" else DEFAULT_FLOOR
+    if floors is None and target.unit == "channels":
+        floors = 0.0
     families = find_families(structure, scores, floors=floors, multiple_of=multiple_of)
     if target.fraction == 1:
         choice: Choice = {}

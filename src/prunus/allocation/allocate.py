@@ -130,16 +130,12 @@ def _alive(structure: Structure, families: list[Family], counts: list[int]) -> l
     if all(counts):
         return counts
     counts = list(counts)
-    by_group = {g.name: i for i, f in enumerate(families) for g in f.groups}
     for _ in range(len(families)):
         keep = structure.keep_labels(_choice(families, counts))
         dead = structure.emptied_labels(keep)
         if dead is None:
             return counts
-        lost = np.isin(
-            structure.units.of_label[dead], np.concatenate([structure.group(n).units for n in by_group])
-        )
-        units = set(structure.units.of_label[dead][lost].tolist())
+        units = _with_containers(structure, structure.units.of_label[dead])
         empty = [
             i
             for i, f in enumerate(families)
@@ -150,6 +146,17 @@ def _alive(structure: Structure, families: list[Family], counts: list[int]) -> l
         best = max(empty, key=lambda i: families[i].worth[0])
         counts[best] = next(k for k in families[best].allowed if k > 0)
     return counts
+
+
+def _with_containers(structure: Structure, units: np.ndarray) -> set[int]:
+    """Units, and those with which they leave: a column of channels, one of each convolution group."""
+    slab, member = structure.units.slab, structure.units.member
+    found = np.zeros(structure.units.count, bool)
+    found[units] = True
+    before = 0
+    while before != (before := int(found.sum())):
+        found[slab[found[member]]] = True
+    return set(np.flatnonzero(found).tolist())
 
 
 def _obstacles(structure: Structure, families: list[Family]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ from prunus.errors import ConfigError
 from prunus.structure import Group, Structure
 
 SMALL = 8  # units; smaller groups are rounded together, not each for itself
+DEFAULT_FLOOR = 0.05  # of a group's channels: a global ranking must not empty a layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ def find_families(
     structure: Structure,
     scores: Mapping[str, np.ndarray],
     *,
-    floors: float | Mapping[str, float | int],
+    floors: float | Mapping[str, float | int] | None,
     multiple_of: int,
 ) -> list[Family]:
     """Families of the groups that are scored, in the order of the graph.
@@ -103,7 +105,8 @@ def find_families(
     Args:
         structure: the structure.
         scores: (units,) per group name; high = keep. Already comparable between groups.
-        floors: least share (or number, for ints) of units per row that stay: one for all, or per pattern.
+        floors: least share (or number, for ints) of units that stay: one for all, or per pattern. None means 5 % of all but
+            the smallest groups.
         multiple_of: what a group keeps is a multiple of this, or everything.
     """
     if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
@@ -126,7 +129,7 @@ def find_families(
             order.append(np.take_along_axis(rows, best, 1))
             worth.append(np.take_along_axis(values, best, 1).mean(0))
         complete = names == _tied(by_name, name, set(by_name))
-        floor = max(least.get(g.name, 0) for g in groups)
+        floor = max(least.get(g.name, 0.0) for g in groups)
         allowed = _allowed(groups, floor, multiple_of) if complete else (groups[0].row_size,)
         families.append(Family(groups, tuple(order), np.mean(worth, axis=0), allowed))
     return families
@@ -144,21 +147,23 @@ def _tied(by_name: dict[str, Group], name: str, among: set[str]) -> set[str]:
 
 def _allowed(groups: tuple[Group, ...], floor: float, multiple_of: int) -> tuple[int, ...]:
     size = groups[0].row_size
-    rows = groups[0].row_count
-    step = multiple_of // np.gcd(multiple_of, rows)
-    alone = rows == 1 and size < SMALL and len(groups) == 1
-    least = max(
-        0 if alone else 1,
-        floor if isinstance(floor, int) else int(np.ceil(floor * size - 1e-9)) if not alone else 0,
-    )
-    counts = [k for k in range(0, size, int(step)) if k >= least]
-    return (*counts, size)
+    step = math.lcm(*(multiple_of // math.gcd(multiple_of, g.row_count) for g in groups))
+    least = max(0 if _may_vanish(groups) else 1, math.ceil(floor * size - 1e-9))
+    return (*range(-(-least // step) * step, size, step), size)
 
 
-def _floors(structure: Structure, floors: float | Mapping[str, float | int]) -> dict[str, float | int]:
+def _may_vanish(groups: tuple[Group, ...]) -> bool:
+    """Whether all of a small group may go, as long as something stays beside it."""
+    return len(groups) == 1 and groups[0].row_count == 1 and groups[0].row_size < SMALL
+
+
+def _floors(structure: Structure, floors: float | Mapping[str, float | int] | None) -> dict[str, float]:
+    """Group name -> least share that stays."""
+    if floors is None:
+        return {g.name: 0.0 if _may_vanish((g,)) else DEFAULT_FLOOR for g in structure.groups}
     if not isinstance(floors, Mapping):
         floors = {"*": floors}
-    least: dict[str, float | int] = {}
+    least: dict[str, float] = {}
     for pattern, value in floors.items():
         good = (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or (
             isinstance(value, float) and 0 <= value <= 1
@@ -172,6 +177,6 @@ def _floors(structure: Structure, floors: float | Mapping[str, float | int]) -> 
             if pattern == "*"
             else [g for g in structure.groups if g.name in held_by(structure, (pattern,))]
         ):
-            share = value if isinstance(value, float) else min(1.0, value / group.row_size)
+            share = value if isinstance(value, float) else min(1.0, value / group.size)
             least[group.name] = max(least.get(group.name, 0.0), float(share))
     return least
