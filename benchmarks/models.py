@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PEER_BYTES, PEER_SECONDS = 12 << 30, 120  # on some models the peer would take all memory there is
 TORCHVISION = """resnet18 resnet50 resnext50_32x4d mobilenet_v2 mobilenet_v3_small densenet121 vgg11_bn googlenet inception_v3
 shufflenet_v2_x0_5 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16 deeplabv3_resnet50""".split()
 TIMM = """vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_atto mixer_s32_224 efficientnet_lite0
@@ -199,6 +202,9 @@ def _torch_pruning(net: Any, inputs: Any) -> float | None:
     except ImportError:
         return None
     example = inputs.args if inputs.args else inputs.kwargs
+    resource.setrlimit(resource.RLIMIT_AS, (PEER_BYTES, PEER_BYTES))
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(PEER_SECONDS)
     heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (1000, 160)]
     try:
         t = time.process_time()
@@ -214,7 +220,13 @@ def _torch_pruning(net: Any, inputs: Any) -> float | None:
         net.eval()(*inputs.args, **inputs.kwargs)
     except Exception:  # noqa: BLE001  (whatever goes wrong in the peer, it did not work)
         return None
+    finally:
+        signal.alarm(0)
     return seconds
+
+
+def _too_long(number: int, frame: Any) -> None:
+    raise TimeoutError(f"more than {PEER_SECONDS} s")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -290,7 +302,10 @@ def main() -> None:
             row = (
                 json.loads(ran.stdout.splitlines()[-1])
                 if ran.returncode == 0
-                else {"name": name, "failed": (ran.stderr.strip() or f"exit {ran.returncode}").splitlines()[-1][:300]}
+                else {
+                    "name": name,
+                    "failed": (ran.stderr.strip() or f"exit {ran.returncode}").splitlines()[-1][:300],
+                }
             )
         except subprocess.TimeoutExpired:
             row = {"name": name, "failed": "took more than 900 s"}

@@ -28,6 +28,11 @@ class MemberView:
     produces: bool
     weight: Tensor
 
+    def power_sum(self, power: int) -> Tensor:
+        """(units,) float32 sums of the absolute weights of each unit, raised to a power of 1 or 2."""
+        weight = self.weight.float()
+        return (weight.abs() if power == 1 else weight.square()).sum(1)
+
 
 @dataclass(frozen=True, eq=False)
 class GroupView:

@@ -37,7 +37,7 @@ class L2Norm:
         """Return (units,) norms, >= 0."""
         total = torch.zeros(group.size)
         for member in group.members:
-            total += member.weight.float().square().sum(1).cpu()
+            total += member.power_sum(2).cpu()
         return total.sqrt()
 
 
@@ -63,7 +63,7 @@ class L1Norm:
         """Return (units,) norms, >= 0."""
         total = torch.zeros(group.size)
         for member in group.members:
-            total += member.weight.float().abs().sum(1).cpu()
+            total += member.power_sum(1).cpu()
         return total
 
 

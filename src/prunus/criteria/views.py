@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from prunus.criteria.base import GroupView, MemberView
 from prunus.structure import Group, Structure
+from prunus.structure.index import Position
 
 
 class Views:
@@ -29,20 +32,50 @@ class Views:
             if captured.kinds[position.placeholder] != "parameter" or tensor.dim() < 2:
                 continue
             name = captured.names[position.placeholder]
-            weight = tensor.detach()
             gain = self.folded.get(position.placeholder)
-            if gain is not None:
-                weight = weight * gain.view(-1, *(1,) * (weight.dim() - 1))
-            rows = weight.movedim(position.axis, 0).reshape(weight.shape[position.axis], -1)
-            members.append(
-                MemberView(
-                    name,
-                    position.axis,
-                    made.get((name, position.axis), False),
-                    by_unit(rows, position.unit, group.size),
-                )
-            )
+            produces = made.get((name, position.axis), False)
+            members.append(PlacedMember(name, position, produces, tensor.detach(), gain, group.size))
         return GroupView(group.name, group.size, tuple(members), zlib.crc32(group.name.encode()))
+
+
+class PlacedMember(MemberView):
+    """A member whose weights are folded and gathered by unit only when a criterion asks for them."""
+
+    _tensor: Tensor
+    _gain: Tensor | None
+    _unit: np.ndarray
+    _size: int
+
+    def __init__(
+        self, name: str, position: Position, produces: bool, tensor: Tensor, gain: Tensor | None, size: int
+    ) -> None:
+        values: dict[str, Any] = {"parameter": name, "axis": position.axis, "produces": produces}
+        values |= {"_tensor": tensor, "_gain": gain, "_unit": position.unit, "_size": size}
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    @cached_property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(units, elements), see `MemberView`."""
+        weight = self._tensor
+        if self._gain is not None:
+            weight = weight * self._gain.view(-1, *(1,) * (weight.dim() - 1))
+        rows = weight.movedim(self.axis, 0).reshape(weight.shape[self.axis], -1)
+        return by_unit(rows, self._unit, self._size)
+
+    def power_sum(self, power: int) -> Tensor:
+        """See `MemberView`: summed where the weights lie, which moves none of them."""
+        kept = (0, self.axis) if self._gain is not None and self.axis != 0 else (self.axis,)
+        rest = tuple(axis for axis in range(self._tensor.dim()) if axis not in kept)
+        weight = self._tensor.float()
+        sums = torch.linalg.vector_norm(weight, power, rest) if rest else weight.abs()
+        sums = sums if power == 1 else sums.square()
+        if self._gain is not None:  # along axis 0
+            gain = self._gain.float().abs() ** power
+            sums = sums * gain if self.axis == 0 else gain @ sums
+        used = torch.from_numpy(self._unit >= 0).to(sums.device)
+        unit = torch.from_numpy(self._unit).to(sums.device)[used]
+        return sums.new_zeros(self._size).index_add_(0, unit, sums[used])
 
 
 def by_unit(rows: Tensor, unit: np.ndarray, size: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
 
 from prunus.capture import Captured
 from prunus.structure.labels import Labels
@@ -143,8 +142,7 @@ def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: li
 
     Where two groups cut across each other (heads and channels of heads), the one whose units lie further apart is outer.
     """
-    owners = control(units).tocoo()
-    unit, owner = owners.coords
+    unit, owner = units.control.owners(np.arange(units.count))
     used = removable[owner]
     keys = np.unique(unit[used].astype(np.int64) * len(drafts) + group_of[owner[used]])
     pairs = np.stack([keys // max(len(drafts), 1), keys % max(len(drafts), 1)], 1)
@@ -222,50 +220,37 @@ def _sentence(units: Units, index: int) -> str:
     return f"{reason.text} (at {reason.node})" if reason.node else reason.text
 
 
-def control(units: Units) -> csr_array:
-    """(units, units) boolean: entry (u, s) where u leaves when s does, u itself included."""
-    n = units.count
-    eye = csr_array((np.ones(n, bool), (np.arange(n), np.arange(n))), shape=(n, n))
-    step = (
-        csr_array(coo_array((np.ones(len(units.slab), bool), (units.member, units.slab)), shape=(n, n))) + eye
-    )
-    reach = step
-    for _ in range(4):
-        grown = csr_array((reach @ step).astype(bool))
-        if grown.nnz == reach.nnz:
-            break
-        reach = grown
-    return csr_array(reach)
-
-
 def _members(
     captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int, produced: np.ndarray
 ) -> list[tuple[Member, ...]]:
-    owners_of = control(units)
-    found: list[dict[tuple[str, int], bool]] = [{} for _ in range(count)]
-    for place in labels.places:
-        span = slice(place.start, place.start + place.size)
-        mine = np.unique(units.of_label[span])
-        owners = np.unique(owners_of[mine].indices) if len(mine) else mine
-        name = captured.names[place.placeholder]
-        made = bool(produced[span].any())
-        for g in np.unique(group_of[owners]):
-            if g >= 0:
-                found[g][name, place.axis] = made
-    return [tuple(Member(name, axis, made) for (name, axis), made in places.items()) for places in found]
+    if not labels.places or not count:
+        return [()] * count
+    spans = [np.arange(place.start, place.start + place.size) for place in labels.places]
+    at, owner = units.control.owners(units.of_label[np.concatenate(spans)])
+    place_of = np.repeat(np.arange(len(spans)), [len(span) for span in spans])[at]
+    known = group_of[owner] >= 0
+    found: list[list[Member]] = [[] for _ in range(count)]
+    for key in np.unique(place_of[known] * count + group_of[owner[known]]).tolist():
+        place = labels.places[key // count]
+        made = bool(produced[place.start : place.start + place.size].any())
+        found[key % count].append(Member(captured.names[place.placeholder], place.axis, made))
+    return [tuple({(m.parameter, m.axis): m for m in members}.values()) for members in found]
 
 
 def _nodes(captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int) -> list[str]:
     """The first operator other than a layer at which units of the group meet, else the first of all."""
     target = {node.name: str(node.target) for node in captured.graph.nodes}
     best, any_node = [""] * count, [""] * count
-    for a, _, node in (*labels.edges, *labels.contains):
-        layer = any(kind in target.get(node, "") for kind in INPUT_SIDE)
-        for g in np.unique(group_of[units.of_label[a]]):
-            if g >= 0:
-                any_node[g] = any_node[g] or node
-                if not layer:
-                    best[g] = best[g] or node
+    statements = [(a, node) for a, _, node in (*labels.edges, *labels.contains)]
+    if not statements or not count:
+        return best
+    number = np.repeat(np.arange(len(statements)), [len(a) for a, _ in statements])
+    group = group_of[units.of_label[np.concatenate([a for a, _ in statements])]]
+    for key in np.unique(number[group >= 0] * count + group[group >= 0]).tolist():
+        node, g = statements[key // count][1], key % count
+        any_node[g] = any_node[g] or node
+        if not any(kind in target.get(node, "") for kind in INPUT_SIDE):
+            best[g] = best[g] or node
     return [b or a for b, a in zip(best, any_node, strict=True)]
 
 

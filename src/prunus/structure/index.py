@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunus.capture import Captured
-from prunus.structure.groups import Group, control
+from prunus.structure.groups import Group
 from prunus.structure.labels import Labels
 from prunus.structure.solve import Units
 
@@ -36,15 +36,20 @@ def find_positions(
         if group.held is None:
             group_of[group.units] = g
             index[group.units] = np.arange(group.size)
-    owners = control(units)
     found: list[list[Position]] = [[] for _ in groups]
-    for place in labels.places:
-        mine = owners[units.of_label[place.start : place.start + place.size]]
-        position = np.repeat(np.arange(place.size), np.diff(mine.indptr))
-        group = group_of[mine.indices]
-        for g in np.unique(group[group >= 0]):
-            here = group == g
-            unit = np.full(place.size, -1)
-            unit[position[here]] = index[mine.indices[here]]
-            found[g].append(Position(place.placeholder, place.axis, unit))
+    sizes = [place.size for place in labels.places]
+    place_of = np.repeat(np.arange(len(sizes)), sizes)
+    position = np.concatenate([np.zeros(0, int), *(np.arange(size) for size in sizes)])
+    label = position + np.repeat([place.start for place in labels.places], sizes)
+    at, owner = units.control.owners(units.of_label[label.astype(int)])
+    known = group_of[owner] >= 0
+    at, owner = at[known], owner[known]
+    keys = place_of[at] * len(groups) + group_of[owner]
+    order = np.argsort(keys, kind="stable")
+    present, starts = np.unique(keys[order], return_index=True)
+    for key, here in zip(present.tolist(), np.split(order, starts[1:]), strict=False):
+        place = labels.places[key // len(groups)]
+        unit = np.full(place.size, -1)
+        unit[position[at[here]]] = index[owner[here]]
+        found[key % len(groups)].append(Position(place.placeholder, place.axis, unit))
     return {group.name: tuple(found[g]) for g, group in enumerate(groups) if group.held is None}

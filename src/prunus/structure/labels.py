@@ -182,6 +182,14 @@ class Labels:
     def unite(self, a: np.ndarray, b: np.ndarray, node: str) -> None:
         self.edges.append((a, b, node))
 
+    def match(self, a: np.ndarray, b: np.ndarray, node: str) -> bool:
+        """Unite flat label arrays that both ascend, as labels of one axis mostly do; False where they do not."""
+        if not (a[0] > 0 and b[0] > 0 and (a[1:] > a[:-1]).all() and (b[1:] > b[:-1]).all()):
+            return False
+        if a[0] != b[0] or not np.array_equal(a, b):
+            self.unite(a, b, node)
+        return True
+
     def relate(self, a: np.ndarray, b: np.ndarray, node: str) -> Relation:
         """State that aligned flat label arrays describe the same positions; returns how `a` relates to `b`."""
         used = (a > 0) & (b > 0)

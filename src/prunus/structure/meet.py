@@ -43,6 +43,10 @@ def meet(
         The tracks of the result: without those that say the same as, or less than, another.
     """
     shared = tuple(i for i in range(len(first_real)) if first_real[i] and second_real[i])
+    if not shared or not (first or second):
+        return [*first, *second]
+    if len(first) == len(second) == 1 and _agree(labels, node, first[0], second[0], shared):
+        return first
     left = [_Side(track, shared) for track in first]
     right = [_Side(track, shared) for track in second]
     for a in left:
@@ -52,6 +56,14 @@ def meet(
     for side in (*left, *right):
         _settle(labels, node, side, reason)
     return [side.track for side in (*left, *right) if not side.dropped]
+
+
+def _agree(labels: Labels, node: str, a: Tensor, b: Tensor, shared: tuple[int, ...]) -> bool:
+    """The usual case, ahead of all others: both vary along one and the same axis, and match there."""
+    axes = varying(a)
+    if len(axes) != 1 or axes[0] not in shared or axes != varying(b):
+        return False
+    return labels.match(compact(a, axes).numpy(), compact(b, axes).numpy(), node)
 
 
 def _compare(labels: Labels, node: str, a: _Side, b: _Side) -> None:

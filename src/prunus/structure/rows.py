@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunus.structure.control import Control
 from prunus.structure.labels import Grid, Labels, Reason
 
 if TYPE_CHECKING:
     from prunus.structure.solve import Units
 
 REASON = "would take different numbers of channels from rows that must keep equally many"
-
-
-class Containment:
-    """Which units leave with which, over any number of steps."""
-
-    def __init__(self, slab: np.ndarray, member: np.ndarray, count: int) -> None:
-        self._up = _grouped(member, slab, count)
-        self._down = _grouped(slab, member, count)
-
-    def above(self, unit: int) -> set[int]:
-        """The unit and all that contain it."""
-        return _reach(self._up, unit)
-
-    def below(self, unit: int) -> set[int]:
-        """The unit and all that it contains."""
-        return _reach(self._down, unit)
 
 
 def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
@@ -40,7 +24,6 @@ def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
     """
     known = {grid.labels.tobytes() for grid in grids}
     label_of = _representatives(units)
-    contains = Containment(units.slab, units.member, units.count)
     removable = units.removable
     fresh: dict[bytes, Grid] = {}
     bad: set[int] = set()
@@ -49,7 +32,7 @@ def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
             rows = units.of_label[grid.labels].reshape(int(np.prod(grid.labels.shape[:depth])), -1)
             if (rows == rows[:1]).all():
                 continue
-            partial = _partial_slabs(rows, contains, removable)
+            partial = _partial_slabs(rows, units.control, removable)
             for family in _families(units, partial).values():
                 found = _blocks(rows, family)
                 if found is None:
@@ -67,20 +50,24 @@ def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
     return bool(held or new) or _unite_crossing(labels, units, grids)
 
 
-def _partial_slabs(rows: np.ndarray, contains: Containment, removable: np.ndarray) -> dict[int, np.ndarray]:
+def _partial_slabs(rows: np.ndarray, control: Control, removable: np.ndarray) -> dict[int, np.ndarray]:
     """Removable slabs that take neither whole rows nor whole columns, with the positions they take."""
-    order = np.argsort(rows, axis=None, kind="stable")
-    present, start = np.unique(rows.reshape(-1)[order], return_index=True)
-    positions = dict(zip(present.tolist(), np.split(order, start[1:]), strict=True))
-    slabs = set(chain.from_iterable(contains.above(unit) for unit in positions))
+    flat = rows.reshape(-1)
+    at, owner = control.owners(flat)
+    inside = np.zeros(len(removable), bool)
+    inside[flat] = True
+    used = removable[owner] & ~inside[owner]
+    if not used.any():
+        return {}
+    keys = np.unique(owner[used].astype(np.int64) * rows.size + at[used])
+    slabs, starts = np.unique(keys // rows.size, return_index=True)
     partial = {}
-    for slab in sorted(slab for slab in slabs if removable[slab] and slab not in positions):
-        taken = [positions[unit] for unit in contains.below(slab) if unit in positions]
-        line, column = np.unravel_index(np.unique(np.concatenate(taken)), rows.shape)
+    for slab, taken in zip(slabs.tolist(), np.split(keys % rows.size, starts[1:]), strict=True):
+        line, column = taken // rows.shape[1], taken % rows.shape[1]
         full = np.bincount(line, minlength=len(rows)) == rows.shape[1]
         rest = ~full[line]
         if rest.any() and rest.sum() != (~full).sum() * len(np.unique(column[rest])):
-            partial[slab] = np.unique(np.concatenate(taken))
+            partial[slab] = taken
     return partial
 
 
@@ -141,18 +128,3 @@ def _representatives(units: Units) -> np.ndarray:
     label_of = np.zeros(units.count, int)
     label_of[units.of_label[::-1]] = np.arange(len(units.of_label) - 1, -1, -1)
     return label_of
-
-
-def _grouped(keys: np.ndarray, values: np.ndarray, count: int) -> list[list[int]]:
-    lists: list[list[int]] = [[] for _ in range(count)]
-    for key, value in zip(keys.tolist(), values.tolist(), strict=True):
-        lists[key].append(value)
-    return lists
-
-
-def _reach(step: list[list[int]], unit: int) -> set[int]:
-    found, fresh = {unit}, [unit]
-    while fresh:
-        fresh = [x for x in dict.fromkeys(chain.from_iterable(step[u] for u in fresh)) if x not in found]
-        found.update(fresh)
-    return found

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from prunus.structure.control import Control
 from prunus.structure.labels import Grid, Labels, Reason, _hash
 from prunus.structure.packs import Pack
-from prunus.structure.rows import Containment, constrain
+from prunus.structure.rows import constrain
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -52,6 +54,11 @@ class Units:
         free = (self.held < 0) & self.produced & ~self.locked
         free[self.of_label[0]] = False
         return free
+
+    @cached_property
+    def control(self) -> Control:
+        """Which units leave with which."""
+        return Control.of(self.slab, self.member, self.count)
 
     def effective(self, removed: np.ndarray) -> np.ndarray:
         """(labels,) which labels stay when the given units (a mask) are removed, with all that leaves with them."""
@@ -132,18 +139,13 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
 
 def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: np.ndarray) -> np.ndarray:
     """Units with which all that an axis has somewhere would leave."""
-    contains = Containment(slab, member, int(of_label.max()) + 1)
-    held: set[int] = set()
+    control = Control.of(slab, member, int(of_label.max()) + 1)
+    held: list[np.ndarray] = [np.zeros(0, int)]
     for part, _ in labels.cuts:
-        units = dict.fromkeys(of_label[part].tolist())
-        common: set[int] | None = None
-        for unit in units:
-            above = contains.above(unit)
-            common = above if common is None else common & above
-            if not common:
-                break
-        held |= common or set()
-    return np.array(sorted(held), dtype=int)
+        units = np.unique(of_label[part])
+        owners, times = np.unique(control.owners(units)[1], return_counts=True)
+        held.append(owners[times == len(units)])
+    return np.unique(np.concatenate(held))
 
 
 def _strong(labels: Labels) -> tuple[int, np.ndarray]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from prunus.capture import Captured, size_of
 from prunus.errors import SurgeryError
 from prunus.structure import Structure, Value
-from prunus.structure.groups import control
 from prunus.structure.interpret import Run, where
 from prunus.structure.labels import Labels, Relation, along, compact, rows_of, varying
 from prunus.surgery.slice import slice_graph
@@ -37,7 +36,7 @@ class Replay(Labels):
         self.first, self.keep, self.orders = structure.labels, keep, orders
         self.count = structure.labels.count
         self.unit = structure.units.of_label
-        related = control(structure.units)
+        related = structure.units.control.matrix()
         self.related = related + related.T
         self.spans = {(p.placeholder, p.axis): p for p in structure.labels.places}
         self.starts = np.array([p.start for p in structure.labels.places])
@@ -65,6 +64,10 @@ class Replay(Labels):
                 self.taken[self.node, key] = i + 1
                 return torch.from_numpy(labels)
         return torch.zeros(size, dtype=torch.long)
+
+    def match(self, a: np.ndarray, b: np.ndarray, node: str) -> bool:
+        """Whether they are the same units; what differs is looked at more closely."""
+        return np.array_equal(self.unit[a], self.unit[b])
 
     def relate(self, a: np.ndarray, b: np.ndarray, node: str) -> Relation:
         """Whether aligned labels belong together: the same unit, or one contains the other."""
@@ -124,7 +127,18 @@ def cut(structure: Structure, keep: np.ndarray) -> Captured:
     Raises:
         SurgeryError: what is kept makes no rectangle, or values meet that do not fit.
     """
-    return replay(structure, slice_graph(structure, keep), keep)
+    small = slice_graph(structure, keep)
+    return replay(structure, small, keep) if _may_reorder(structure, keep) else small
+
+
+def _may_reorder(structure: Structure, keep: np.ndarray) -> bool:
+    """Whether rows of a grid keep different columns. Where none do, slicing leaves everything in order wherever it goes."""
+    for grid in structure.units.grids:
+        stays = keep[grid.labels].reshape(-1, grid.labels.shape[-1])
+        stays = stays[stays.any(1)]
+        if len(stays) and (stays != stays[:1]).any():
+            return True
+    return False
 
 
 def replay(structure: Structure, small: Captured, keep: np.ndarray) -> Captured:
