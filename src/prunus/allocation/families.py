@@ -57,7 +57,7 @@ class Family:
         }
 
 
-def held_by(structure: Structure, patterns: Sequence[str]) -> set[str]:
+def held_by(structure: Structure, patterns: Sequence[str], option: str = "hold") -> set[str]:
     """Names of groups that touch a layer matching one of the patterns (paths, prefixes of paths, or globs).
 
     Raises:
@@ -84,7 +84,7 @@ def held_by(structure: Structure, patterns: Sequence[str]) -> set[str]:
         names.update(hit)
     if missing:
         raise ConfigError(
-            f"hold: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them."
+            f"{option}: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them."
         )
     return names
 
@@ -172,11 +172,14 @@ def _floors(structure: Structure, floors: float | Mapping[str, float | int] | No
             raise ConfigError(
                 f"floor {value!r} for {pattern!r}: give a fraction from 0 to 1, or a whole number of channels"
             )
-        for group in (
-            structure.groups
-            if pattern == "*"
-            else [g for g in structure.groups if g.name in held_by(structure, (pattern,))]
-        ):
+        for group in structure.groups if pattern == "*" else _made_by(structure, pattern):
             share = value if isinstance(value, float) else min(1.0, value / group.size)
             least[group.name] = max(least.get(group.name, 0.0), float(share))
     return least
+
+
+def _made_by(structure: Structure, pattern: str) -> list[Group]:
+    """Groups of that name, or made by a layer of that name; those that pass through it where it makes none."""
+    touched = held_by(structure, (pattern,), "floors")
+    made = [g for g in structure.groups if any(_matches(pattern, p) for p in (g.name, *g.producers))]
+    return made or [g for g in structure.groups if g.name in touched]
