@@ -50,16 +50,22 @@ def same_columns(labels: Labels, track: Tensor, axes: set[int], node: str) -> No
 
 
 def ordered(labels: Labels, track: Tensor, node: str) -> Tensor:
-    """The same with ascending labels, so that rows can be told from columns by them."""
+    """The same with labels that ascend in the order in which they appear, so that rows can be told from columns by them."""
     axes = varying(track)
     old = compact(track, axes)
     flat = old.reshape(-1)
     if bool((flat[1:] > flat[:-1]).all()):
         return track
-    new = labels.fresh(len(flat))
-    named = flat > 0
-    labels.unite(flat[named].numpy(), new[named].numpy(), node)
-    return along(torch.where(named, new, 0).reshape(old.shape), axes, tuple(track.shape))
+    distinct, first, which = np.unique(flat.numpy(), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    if (np.diff(distinct[order]) > 0).all():
+        return track
+    new = torch.zeros(len(distinct), dtype=torch.long)
+    new[torch.from_numpy(order)] = labels.fresh(len(distinct))
+    named = distinct > 0
+    labels.unite(distinct[named], new.numpy()[named], node)
+    new[torch.from_numpy(~named)] = 0
+    return along(new[torch.from_numpy(which.reshape(-1))].reshape(old.shape), axes, tuple(track.shape))
 
 
 def in_rows(

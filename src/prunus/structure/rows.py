@@ -80,18 +80,22 @@ def _families(units: Units, partial: dict[int, np.ndarray]) -> dict[int, dict[in
 
 
 def _blocks(rows: np.ndarray, family: dict[int, np.ndarray]) -> np.ndarray | None:
-    """(rows, slabs per row) the slabs, where they divide every row evenly."""
+    """(rows of slabs, slabs per row) where they divide every row evenly; a slab may take as many from several rows."""
     taken = np.concatenate(list(family.values()))
-    lines = [np.unique(positions // rows.shape[1]) for positions in family.values()]
-    if len(taken) != rows.size or len(np.unique(taken)) != rows.size or any(len(line) > 1 for line in lines):
-        return None
-    if len({len(positions) for positions in family.values()}) > 1:
+    if len(taken) != rows.size or len(np.unique(taken)) != rows.size:
         return None
     owner = np.zeros(rows.size, int)
     for slab, positions in family.items():
         owner[positions] = slab
+    lines = np.sort(owner.reshape(rows.shape), 1)
+    distinct = np.unique(lines, axis=0)
+    counts = [np.unique(line, return_counts=True) for line in distinct]
+    if len({times for _, each in counts for times in each.tolist()}) > 1:
+        return None  # rows lose different numbers with a slab
+    if sum(len(slabs) for slabs, _ in counts) != len(family):
+        return None  # rows share some of their slabs only
     lists = [list(dict.fromkeys(line.tolist())) for line in owner.reshape(rows.shape)]
-    return np.array(lists)
+    return np.array(list({tuple(sorted(line)): line for line in lists}.values()))
 
 
 def _unite_crossing(labels: Labels, units: Units, grids: list[Grid]) -> bool:
