@@ -1,10 +1,13 @@
 """The user's own class comes back smaller, with every attribute right, or not at all and with the reason."""
 
 import copy
+import importlib
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -198,6 +201,19 @@ def test_packed_attention_with_fewer_heads() -> None:
     assert (own.num_heads, own.head_dim, own.inner) == (2, 8, 16)
 
 
+@pytest.mark.parametrize("scale", ["fused", "computed"])
+def test_temperature_that_the_class_computes_is_made_up_for_in_the_query(scale: str) -> None:
+    model = trained(Attention(scale=scale))
+    own, note, graph = written_back(model, tokens())
+    assert own is not None, note
+    assert "qkv.weight by 0.707107" in note
+    with torch.no_grad():
+        torch.testing.assert_close(own(tokens()), graph(tokens()), rtol=1e-4, atol=1e-5)
+    ratio = own.qkv.weight / graph.get_submodule("qkv").weight  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(ratio[:16], torch.full((16, 32), 0.5**0.5))
+    torch.testing.assert_close(ratio[16:], torch.ones(32, 32))
+
+
 class HeadsFromWidth(nn.Module):
     """Computes the width of the heads from the input's width: narrower heads cannot be said."""
 
@@ -381,6 +397,17 @@ def square(width: int = 24) -> nn.Sequential:
     return nn.Sequential(*(nn.Conv2d(width, width, 1) for _ in range(4)))
 
 
+def test_in_and_out_are_told_apart_though_all_layers_are_square() -> None:
+    model = trained(square())
+    structure = find_structure(capture(model, image(24)))
+    widths = [20, 7, 13]
+    keep = {group.name: range(n) for group, n in zip(structure.prunable, widths, strict=True)}
+    own, reason, _ = written_back(model, image(24), keep=keep)
+    assert own is not None, reason
+    sizes = [(layer.in_channels, layer.out_channels) for layer in own]  # type: ignore[union-attr]
+    assert sizes == list(itertools.pairwise([24, 20, 7, 13, 24]))
+
+
 class Scaled(nn.Module):
     """Sizes in the attributes of a class, in a module without parameters, and behind arithmetic."""
 
@@ -394,7 +421,7 @@ class Scaled(nn.Module):
 
         def forward(self, x: Tensor) -> Tensor:
             y = x.view(*x.shape[:2], *self.parts)
-            return y.transpose(-2, -1).reshape(*x.shape[:2], self.total // 2, 2).flatten(2)
+            return y.relu().reshape(*x.shape[:2], 2 * (self.total // 2))
 
     def __init__(self) -> None:
         super().__init__()
@@ -404,6 +431,14 @@ class Scaled(nn.Module):
         y = self.fc1(x)
         bias = torch.ones(self.width, device=x.device)
         return self.fc2(self.fold(y * bias))
+
+
+def test_attributes_of_classes_tuples_and_arithmetic() -> None:
+    own = accepted(Scaled(), tokens(16))
+    assert own.width == own.fc1.out_features < 32
+    assert own.fold.total == own.fc1.out_features
+    assert own.fold.parts[0] * own.fold.parts[1] == own.fold.total
+    assert Scaled.width == 32
 
 
 class Cached(nn.Module):
@@ -481,3 +516,19 @@ class SilentHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.attention(x))
+
+
+def test_layer_of_zeros_does_not_hide_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(SilentHead())
+    nn.init.zeros_(model.head.weight)  # type: ignore[union-attr]
+    nn.init.zeros_(model.head.bias)  # type: ignore[union-attr]
+    own, note, _ = written_back(model, tokens())
+    assert own is not None, note
+    assert "multiplied" in note
+    assert not own.head.weight.any()  # type: ignore[union-attr]
+    # without making up for the temperature the difference has to be noticed
+    module = importlib.import_module("prunus.surgery.write_back")
+    monkeypatch.setattr(module, "compensation", lambda *_: ("", {}))
+    own, reason, _ = written_back(model, tokens())
+    assert own is None
+    assert "computes something else" in reason

@@ -115,7 +115,7 @@ def _restated(
         return
     first = min(f.rank for f in formulas)
     formulas = [f for f in formulas if f.rank == first]
-    formulas = _of_role(formulas, instances[0], roles)
+    formulas = _of_role(formulas, instances, roles, sizes[instances[0]].before)
     for slot in instances:
         others = _attributes_of(slot, slots_of, {**slots, **solved})
         predicted = {f.value(sizes[slot].after, others) for f in formulas} - {None}
@@ -179,9 +179,14 @@ def _formulas(
                 yield _Formula(name, axis, "over", other)
 
 
-def _of_role(formulas: list[_Formula], slot: Slot, roles: Mapping[tuple[str, int], bool]) -> list[_Formula]:
-    """Where the name says in or out, only what is consumed or produced; all where that leaves none."""
-    tokens = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", slot.attribute).lower())
+def _of_role(
+    formulas: list[_Formula],
+    instances: list[Slot],
+    roles: Mapping[tuple[str, int], bool],
+    sizes: Mapping[tuple[str, int], int],
+) -> list[_Formula]:
+    """Where the name says in or out, only what a weight consumes or produces; all where that leaves none."""
+    tokens = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", instances[0].attribute).lower())
     wanted: Callable[[bool], bool] | None = None
     if any(token.startswith("out") for token in tokens):
         wanted = bool
@@ -189,6 +194,11 @@ def _of_role(formulas: list[_Formula], slot: Slot, roles: Mapping[tuple[str, int
         wanted = lambda produces: not produces  # noqa: E731
     if wanted is None:
         return formulas
-    prefix = f"{slot.owner}." if slot.owner else ""
-    fitting = [f for f in formulas if wanted(roles.get((prefix + f.name, f.axis), wanted(False)))]
-    return fitting or formulas
+    owners = [f"{slot.owner}." if slot.owner else "" for slot in instances]
+    fitting = []
+    for f in formulas:
+        known = {roles[owner + f.name, f.axis] for owner in owners if (owner + f.name, f.axis) in roles}
+        if known and all(wanted(produces) for produces in known):
+            fitting.append(f)
+    weights = [f for f in fitting if (f.name, 1) in sizes]  # a bias neither consumes nor produces
+    return weights or fitting or formulas

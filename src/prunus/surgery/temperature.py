@@ -29,16 +29,23 @@ _THROUGH = frozenset(
     "view reshape _unsafe_view transpose permute contiguous clone split split_with_sizes chunk unbind slice select unsqueeze "
     "squeeze expand flatten unflatten dropout alias to _to_copy neg roll index_select repeat repeat_interleave t detach".split()
 )
-_EITHER = frozenset(["mul", "matmul", "bmm", "mm"])  # scaling one side scales the result
+_PRODUCTS = frozenset(["matmul", "bmm", "mm"])  # scaling one side scales the result
 _NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"])
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Parameters that a value is proportional to: (placeholder, axis of the outputs), and the node they act in."""
+    """Parameters that a value is proportional to.
+
+    Attributes:
+        tensors: (placeholder, axis of the outputs).
+        node: the layer they act in.
+        arrives: the node by whose channels it is told which of its outputs matter.
+    """
 
     tensors: tuple[tuple[str, int], ...]
     node: fx.Node
+    arrives: fx.Node
 
 
 def compensation(
@@ -60,11 +67,11 @@ def compensation(
     scalings: dict[str, Tensor] = {}
     said: dict[str, None] = {}
     for operand, factor in _wrong_factors(recording, small, candidate):
-        sources = _sources(operand)
+        sources = _sources(operand, operand)
         if sources is None:
             return "", {}
         for source in sources:
-            rows = _rows(structure, source.node, operand, keep)
+            rows = _rows(structure, source.node, source.arrives, keep)
             for placeholder, axis in source.tensors:
                 if not _scale(scalings, small.tensors[placeholder], placeholder, axis, rows, factor):
                     return "", {}
@@ -115,27 +122,32 @@ def _name(node: Any) -> str:
     return packet.__name__.removesuffix("_") if packet is not None else getattr(node.target, "__name__", "")
 
 
-def _sources(node: Any) -> list[_Source] | None:
-    """Parameters whose scaling scales the value, all by the same factor; None where there is no such set."""
+def _sources(node: Any, arrives: Any) -> list[_Source] | None:
+    """Parameters whose scaling scales the value, all by the same factor; None where there is no such set.
+
+    `arrives` is the last node on the way that still has their outputs as channels: a product sums over them.
+    """
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
     name = _name(node)
     if name in _THROUGH or name == "getitem":
-        return _sources(node.args[0])
-    if name in _EITHER:
-        return _sources(node.args[0]) or _sources(node.args[1])
+        return _sources(node.args[0], arrives)
+    if name in _PRODUCTS:
+        return _sources(node.args[0], node.args[0]) or _sources(node.args[1], node.args[1])
+    if name == "mul":
+        return _sources(node.args[0], arrives) or _sources(node.args[1], arrives)
     if name == "div":
-        return _sources(node.args[0])
+        return _sources(node.args[0], arrives)
     if name in ("add", "sub"):
-        return _all_of(node.args[:2])
+        return _all_of(node.args[:2], arrives)
     if name in ("cat", "stack"):
-        return _all_of(node.args[0])
+        return _all_of(node.args[0], arrives)
     tensors = _affine(node, name)
-    return None if tensors is None else [_Source(tensors, node)]
+    return None if tensors is None else [_Source(tensors, node, arrives)]
 
 
-def _all_of(nodes: Any) -> list[_Source] | None:
-    found = [_sources(node) for node in nodes]
+def _all_of(nodes: Any, arrives: fx.Node) -> list[_Source] | None:
+    found = [_sources(node, arrives) for node in nodes]
     return (
         None if any(sources is None for sources in found) else [s for sources in found for s in sources or ()]
     )
