@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from prunus.capture import Captured
 from prunus.structure import Structure
+from prunus.surgery import rewriters as rewriters  # registers them
 from prunus.surgery.kept import Kept
 from prunus.surgery.rewrite import Rewriting
 from prunus.surgery.unpack import is_irregular
