@@ -188,7 +188,6 @@ def test_what_is_no_floor(floor: Any) -> None:
         (["stem.weight"], {"conv1"}),
         (["add"], {"conv1"}),
         (["bn1"], {"add"}),
-        (["conv?"], set()),
         (["b*1"], {"add"}),
         (["head"], {"conv1"}),  # it reads what is added
         ([], {"add", "conv1"}),
@@ -393,3 +392,10 @@ def test_channels_out_of_reach() -> None:
 def test_what_is_no_target(target: Any) -> None:
     with pytest.raises(ConfigError, match=r"prunus\.Target\(macs=0\.5\)"):
         prunus.plan(dense(4, 9, 3), target=target)
+
+
+def test_nothing_to_remove_is_said() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    for hold in (["*"], ["0"]):
+        with pytest.raises(TargetError, match=r"no channel of this model can be removed.*held by your settings"):
+            prunus.compress(net, torch.randn(2, 4), target=prunus.Target(channels=0.5), hold=hold)

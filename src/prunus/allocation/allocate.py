@@ -19,8 +19,12 @@ def uniform(structure: Structure, families: list[Family], fraction: float) -> Ch
     """Keep the same fraction of every group. Groups too small to be rounded alone share the rounding with those beside them.
 
     Raises:
-        TargetError: floors or multiples keep the model away from the fraction.
+        TargetError: floors or multiples keep the model away from the fraction, or there is nothing to remove.
     """
+    if not families:
+        raise TargetError(
+            f"channels={fraction:g} cannot be met: no channel of this model can be removed. {_obstacles(structure, families)}"
+        )
     counts = [
         family.fit(max(round(fraction * family.size), 0 if _is_small(family) else 1)) for family in families
     ]
