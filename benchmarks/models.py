@@ -11,6 +11,7 @@ Results of finished models are kept in benchmarks/results/models.jsonl, so that 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PEER_BYTES, PEER_SECONDS = 12 << 30, 120  # on some models the peer would take all memory there is
+PEER_BYTES, PEER_SECONDS = 12 << 30, 60  # on some models the peer would take all memory there is
 TORCHVISION = """resnet18 resnet50 resnext50_32x4d mobilenet_v2 mobilenet_v3_small densenet121 vgg11_bn googlenet inception_v3
 shufflenet_v2_x0_5 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16 deeplabv3_resnet50""".split()
 TIMM = """vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_atto mixer_s32_224 efficientnet_lite0
@@ -148,6 +149,7 @@ def measure(name: str) -> dict[str, Any]:
         lift(cut(structure, structure.keep_labels(made.keep)))
         times.append(clock() - t)
     row["surgery_s"] = min(times)
+    still = _still(copy.deepcopy(net), inputs)
     row["unknown"] = sorted(set(structure.unknown.values()))
     for target in (prunus.Target(channels=0.5), prunus.Target(macs=0.5)):
         started = time.perf_counter()
@@ -160,7 +162,7 @@ def measure(name: str) -> dict[str, Any]:
         row[target.unit] = {
             "params": report.after.params / report.before.params, "macs": report.after.macs / report.before.macs, "form": report.form,
             "reason": report.form_reason, "error": report.verification["max_relative_error"], "remarks": report.verification["remarks"],
-            "exported": _exported(result.model, inputs), "moved": _trained(result.model, inputs),
+            "exported": _exported(result.model, inputs), "stuck": sorted(_still(result.model, inputs) - still),
         }  # fmt: skip
     row["torch_pruning_s"] = _torch_pruning(net, inputs)
     return row
@@ -173,8 +175,8 @@ def _exported(model: Any, inputs: Any) -> bool:
     return True
 
 
-def _trained(model: Any, inputs: Any) -> float:
-    """Share of parameters that one training step moves."""
+def _still(model: Any, inputs: Any) -> set[str]:
+    """Names of the parameters that one training step leaves as they were."""
     import torch
     from torch.utils import _pytree as pytree
 
@@ -191,7 +193,7 @@ def _trained(model: Any, inputs: Any) -> float:
     )
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
-    return sum(not torch.equal(before[n], p) for n, p in model.named_parameters()) / len(before)
+    return {n for n, p in model.named_parameters() if torch.equal(before[n], p)}
 
 
 def _torch_pruning(net: Any, inputs: Any) -> float | None:
@@ -246,6 +248,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"transformers {transformers.__version__}, Python {platform.python_version()}; random weights, one thread, CPU seconds.",
         "",
         f"- {len(good)} of {len(rows)} models: pruned at `Target(channels=0.5)` and `Target(macs=0.5)`, verified, exported again, trained one step.",
+        f"- A training step moves all parameters that it moves in the original in {sum(not r[u]['stuck'] for r in good for u in ('channels', 'macs'))} of {2 * len(good)} results.",
         f"- Analysis, plan and surgery against `torch.export` alone: {ratio:.2f} times in the median.",
     ]
     if both:
