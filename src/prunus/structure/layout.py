@@ -72,9 +72,9 @@ def in_rows(
     labels: Labels, track: Tensor, shape: tuple[int, ...], node: str, separable: bool = False
 ) -> Tensor:
     """A track of a reshaped value, where an axis was laid out in rows."""
-    after = track.reshape(shape)
-    if len(varying(tighten(after))) > len(varying(track)):
-        after = ordered(labels, tighten(after), node)
+    after = tighten(track.reshape(shape))
+    if len(varying(after)) > len(varying(track)):
+        after = ordered(labels, after, node)
     labels.grid(after, node, separable)
     return after
 

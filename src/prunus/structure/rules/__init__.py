@@ -9,6 +9,7 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     joining,
     movement,
     normalization,
+    patches,
     pooling,
     reduction,
 )

@@ -97,18 +97,6 @@ def reorder(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return Value(shape, tuple(results))
 
 
-@rule("im2col")
-def im2col(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    """Patches as columns; the operator knows floats only, and they hold every label exactly."""
-    tracks = []
-    for track in a.self.tracks:
-        moved = torch.nn.functional.unfold(
-            track.double(), tuple(a.kernel_size), tuple(a.dilation), tuple(a.padding), tuple(a.stride)
-        )
-        tracks.append(moved.long())
-    return run.moved(node, a.self, tracks) if tracks else run.solid(node)
-
-
 @rule("expand", "expand_as", "broadcast_to", "repeat", "tile")
 def expand(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """What is copied along an axis of size 1 gets labels there, so that the number of copies can shrink."""
