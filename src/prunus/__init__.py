@@ -20,7 +20,17 @@ from prunus.api import (
     plan,
 )  # `plan` is the function from here on, not the module
 from prunus.artefact import load, load_weights
-from prunus.criteria import ByIndex, Criterion, GroupView, L1Norm, L2Norm, MemberView, Random
+from prunus.criteria import (
+    BatchNormScale,
+    ByIndex,
+    Criterion,
+    GeometricMedian,
+    GroupView,
+    L1Norm,
+    L2Norm,
+    MemberView,
+    Random,
+)
 from prunus.criteria import register as register_criterion
 from prunus.errors import (
     ArtefactError,
@@ -44,10 +54,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtefactError",
+    "BatchNormScale",
     "ByIndex",
     "CaptureError",
     "ConfigError",
     "Criterion",
+    "GeometricMedian",
     "Group",
     "GroupPlan",
     "GroupView",

@@ -342,9 +342,12 @@ def test_an_unknown_name_gets_those_that_are_known() -> None:
     with pytest.raises(ConfigError) as caught:
         as_criterion("randon")
     assert str(caught.value) == (
-        "unknown method 'randon'. Did you mean 'random'? Known: index, l1, l2, random."
+        "unknown method 'randon'. Did you mean 'random'? "
+        "Known: bn_scale, geometric_median, index, l1, l2, random."
     )
-    with pytest.raises(ConfigError, match=r"unknown method 'hessian'\. Known: index, l1"):
+    with pytest.raises(
+        ConfigError, match=r"unknown method 'hessian'\. Known: bn_scale, geometric_median, index, l1"
+    ):
         as_criterion("hessian")
 
 

@@ -1,14 +1,18 @@
 """Criteria: which units matter. One file per method; each sees numbers only."""
 
 from prunus.criteria.base import CRITERIA, Criterion, GroupView, MemberView, as_criterion, register
+from prunus.criteria.batch_norm_scale import BatchNormScale
 from prunus.criteria.by_index import ByIndex
+from prunus.criteria.geometric_median import GeometricMedian
 from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
 from prunus.criteria.views import Views
 
 __all__ = [
     "CRITERIA",
+    "BatchNormScale",
     "ByIndex",
     "Criterion",
+    "GeometricMedian",
     "GroupView",
     "L1Norm",
     "L2Norm",

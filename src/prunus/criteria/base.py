@@ -21,12 +21,14 @@ class MemberView:
         axis: the axis along which the group's units lie.
         produces: the parameter makes the group's channels (rather than consuming or scaling them).
         weight: (units, elements) all that belongs to each unit, batch normalization folded in where one follows.
+        norm_scale: (units, positions) weight of the batch normalization right behind the layer, None where there is none.
     """
 
     parameter: str
     axis: int
     produces: bool
     weight: Tensor
+    norm_scale: Tensor | None = None
 
     def power_sum(self, power: int) -> Tensor:
         """(units,) float32 sums of the absolute weights of each unit, raised to a power of 1 or 2."""

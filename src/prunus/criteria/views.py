@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ class Views:
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
         self.folded = _batch_norm_gains(structure)
+        self.scales = _batch_norm_scales(structure)
 
     def group(self, group: Group) -> GroupView:
         """The group with its weights of two or more dimensions as (units, elements)."""
@@ -34,7 +36,8 @@ class Views:
             name = captured.names[position.placeholder]
             gain = self.folded.get(position.placeholder)
             produces = made.get((name, position.axis), False)
-            members.append(PlacedMember(name, position, produces, tensor.detach(), gain, group.size))
+            scale = self.scales.get(position.placeholder) if produces else None
+            members.append(PlacedMember(name, position, produces, tensor.detach(), gain, scale, group.size))
         return GroupView(group.name, group.size, tuple(members), zlib.crc32(group.name.encode()))
 
 
@@ -43,14 +46,22 @@ class PlacedMember(MemberView):
 
     _tensor: Tensor
     _gain: Tensor | None
+    _scale: Tensor | None
     _unit: np.ndarray
     _size: int
 
     def __init__(
-        self, name: str, position: Position, produces: bool, tensor: Tensor, gain: Tensor | None, size: int
+        self,
+        name: str,
+        position: Position,
+        produces: bool,
+        tensor: Tensor,
+        gain: Tensor | None,
+        scale: Tensor | None,
+        size: int,
     ) -> None:
         values: dict[str, Any] = {"parameter": name, "axis": position.axis, "produces": produces}
-        values |= {"_tensor": tensor, "_gain": gain, "_unit": position.unit, "_size": size}
+        values |= {"_tensor": tensor, "_gain": gain, "_scale": scale, "_unit": position.unit, "_size": size}
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
@@ -62,6 +73,13 @@ class PlacedMember(MemberView):
             weight = weight * self._gain.view(-1, *(1,) * (weight.dim() - 1))
         rows = weight.movedim(self.axis, 0).reshape(weight.shape[self.axis], -1)
         return by_unit(rows, self._unit, self._size)
+
+    @cached_property
+    def norm_scale(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(units, positions), see `MemberView`."""
+        if self._scale is None or len(self._scale) != len(self._unit):
+            return None
+        return by_unit(self._scale[:, None], self._unit, self._size)
 
     def power_sum(self, power: int) -> Tensor:
         """See `MemberView`: summed where the weights lie, which moves none of them."""
@@ -94,33 +112,45 @@ def by_unit(rows: Tensor, unit: np.ndarray, size: int) -> Tensor:
     return out.reshape(size, -1)
 
 
-def _batch_norm_gains(structure: Structure) -> dict[str, Tensor]:
-    """Weight placeholder -> (out,) gain of the batch normalization (with running statistics) right behind its layer."""
-    captured = structure.captured
-    gains: dict[str, Tensor] = {}
-    for node in captured.graph.nodes:
+def _batch_norms(structure: Structure) -> Iterator[tuple[str, bool, Any]]:
+    """Weight placeholder of a layer, whether that is transposed, and the batch normalization that alone reads its output."""
+    for node in structure.captured.graph.nodes:
         if not str(node.target).startswith("aten.batch_norm"):
             continue
-        layer, weight, _, mean, variance = (*node.args[:5], *(None,) * (5 - len(node.args[:5])))
-        if (
-            mean is None
-            or variance is None
-            or layer is None
-            or layer.op != "call_function"
-            or len(layer.users) != 1
-        ):
+        layer = node.args[0]
+        if layer is None or layer.op != "call_function" or len(layer.users) != 1:
             continue
         name = str(layer.target)
-        if not name.startswith(("aten.conv", "aten.linear")) or "transpose" in name:
+        if not name.startswith(("aten.conv", "aten.linear")):
             continue
         kernel = layer.args[1]
-        if kernel.op != "placeholder" or len(kernel.users) != 1 or variance.op != "placeholder":
+        if kernel.op == "placeholder" and len(kernel.users) == 1:
+            yield kernel.name, "transpose" in name, node
+
+
+def _batch_norm_gains(structure: Structure) -> dict[str, Tensor]:
+    """Weight placeholder -> (out,) gain of the batch normalization (with running statistics) right behind its layer."""
+    tensors = structure.captured.tensors
+    gains: dict[str, Tensor] = {}
+    for kernel, transposed, node in _batch_norms(structure):
+        _, weight, _, mean, variance = (*node.args[:5], *(None,) * (5 - len(node.args[:5])))
+        if transposed or mean is None or variance is None or variance.op != "placeholder":
             continue
         eps = node.args[7] if len(node.args) > 7 else 1e-5
-        gain = 1 / (captured.tensors[variance.name].detach() + eps).sqrt()
+        gain = 1 / (tensors[variance.name].detach() + eps).sqrt()
         if weight is not None:
             if weight.op != "placeholder":
                 continue
-            gain = gain * captured.tensors[weight.name].detach()
-        gains[kernel.name] = gain
+            gain = gain * tensors[weight.name].detach()
+        gains[kernel] = gain
     return gains
+
+
+def _batch_norm_scales(structure: Structure) -> dict[str, Tensor]:
+    """Weight placeholder -> (out,) weight of the batch normalization right behind its layer."""
+    tensors = structure.captured.tensors
+    return {
+        kernel: tensors[node.args[1].name].detach()
+        for kernel, _, node in _batch_norms(structure)
+        if node.args[1] is not None and node.args[1].op == "placeholder"
+    }
