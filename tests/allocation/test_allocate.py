@@ -397,5 +397,7 @@ def test_what_is_no_target(target: Any) -> None:
 def test_nothing_to_remove_is_said() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     for hold in (["*"], ["0"]):
-        with pytest.raises(TargetError, match=r"no channel of this model can be removed.*held by your settings"):
+        with pytest.raises(
+            TargetError, match=r"no channel of this model can be removed.*held by your settings"
+        ):
             prunus.compress(net, torch.randn(2, 4), target=prunus.Target(channels=0.5), hold=hold)
