@@ -14,8 +14,6 @@ import argparse
 import copy
 import json
 import platform
-import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PEER_BYTES, PEER_SECONDS = 12 << 30, 60  # on some models the peer would take all memory there is
 TORCHVISION = """resnet18 resnet50 resnext50_32x4d mobilenet_v2 mobilenet_v3_small densenet121 vgg11_bn googlenet inception_v3
 shufflenet_v2_x0_5 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t vit_b_16 deeplabv3_resnet50""".split()
 TIMM = """vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_atto mixer_s32_224 efficientnet_lite0
@@ -117,6 +114,7 @@ def _tiny(model: str) -> tuple[Any, Any]:
 def measure(name: str) -> dict[str, Any]:
     """One model, both targets."""
     import torch
+    from _peer import torch_pruning_s
 
     import prunus
     from prunus.api import execute
@@ -164,7 +162,8 @@ def measure(name: str) -> dict[str, Any]:
             "reason": report.form_reason, "error": report.verification["max_relative_error"], "remarks": report.verification["remarks"],
             "exported": _exported(result.model, inputs), "stuck": sorted(_still(result.model, inputs) - still),
         }  # fmt: skip
-    row["torch_pruning_s"] = _torch_pruning(net, inputs)
+    heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (1000, 160)]
+    row["torch_pruning_s"] = torch_pruning_s(net, inputs.args, inputs.kwargs, heads)
     return row
 
 
@@ -194,41 +193,6 @@ def _still(model: Any, inputs: Any) -> set[str]:
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     return {n for n, p in model.named_parameters() if torch.equal(before[n], p)}
-
-
-def _torch_pruning(net: Any, inputs: Any) -> float | None:
-    """Seconds to build and step, or None where the pruned model does not run."""
-    try:
-        import torch
-        import torch_pruning
-    except ImportError:
-        return None
-    example = inputs.args if inputs.args else inputs.kwargs
-    resource.setrlimit(resource.RLIMIT_AS, (PEER_BYTES, PEER_BYTES))
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(PEER_SECONDS)
-    heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (1000, 160)]
-    try:
-        t = time.process_time()
-        pruner = torch_pruning.pruner.MagnitudePruner(
-            net,
-            example,
-            torch_pruning.importance.MagnitudeImportance(p=2),
-            pruning_ratio=0.5,
-            ignored_layers=heads,
-        )
-        pruner.step()
-        seconds = time.process_time() - t
-        net.eval()(*inputs.args, **inputs.kwargs)
-    except Exception:  # noqa: BLE001  (whatever goes wrong in the peer, it did not work)
-        return None
-    finally:
-        signal.alarm(0)
-    return seconds
-
-
-def _too_long(number: int, frame: Any) -> None:
-    raise TimeoutError(f"more than {PEER_SECONDS} s")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
