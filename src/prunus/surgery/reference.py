@@ -20,7 +20,7 @@ from prunus.inputs import Inputs
 from prunus.surgery.masks import Masks, check_fits, fill, varies
 from prunus.surgery.place import place_of
 from prunus.surgery.precision import OnePrecision, at_precision, is_bitcast
-from prunus.surgery.reference_norms import NORMS
+from prunus.surgery.reference_norms import NORMS, weight_norm
 from prunus.surgery.reference_operators import is_transparent, spatial_axes
 from prunus.surgery.reference_reductions import NEUTRAL, STATISTICS, attention, neutral, reduced_axes
 
@@ -123,6 +123,11 @@ class Interpreter:
             return _call(target, a)
         if name == "scaled_dot_product_attention":
             return _call(target, attention(a, masks))
+        if name in ("_weight_norm", "_weight_norm_interface"):
+            weight = weight_norm(a, masks, node.args[1].meta["val"].dtype)  # type: ignore[union-attr]
+            if weight is None:
+                return _call(target, a)
+            return weight if name == "_weight_norm" else (weight, None)  # nothing reads such a norm
         return _call(target, _zeroed(target, a, masks, spatial_axes(name)))
 
     # ------------------------------------------------------------------ arguments

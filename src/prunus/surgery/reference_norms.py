@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunus.surgery.masks import count, fill, varies
 
-__all__ = ["NORMS"]
+__all__ = ["NORMS", "weight_norm"]
 
 Arguments = dict[str, Any]
 MaskOf = dict[str, Tensor]
@@ -97,6 +97,22 @@ def instance_norm(a: Arguments, masks: MaskOf) -> Tensor:
     """With the statistics of the input only."""
     value = a["input"]
     return _from_data(a, masks, tuple(range(2, value.dim())))
+
+
+def weight_norm(a: Arguments, masks: MaskOf, stored: torch.dtype) -> Tensor | None:
+    """Weights of a direction and a gain: those that stay keep their values, as the gain makes up for what is removed.
+
+    The new gain has the precision in which the network stores it. None when nothing is removed along the axes of the
+    norm, and the operator itself does it.
+    """
+    v, g, mask, dim = a["v"], a["g"], masks.get("v"), a["dim"]
+    axes = tuple(axis for axis in range(v.dim()) if axis != dim)
+    if mask is None or not varies(mask, axes):
+        return None
+    norm, left = (torch.linalg.vector_norm(x.double(), dim=axes, keepdim=True) for x in (v, fill(v, mask)))
+    gain = (g.double() * (left / norm).reshape(g.shape)).to(stored).to(v.dtype)
+    left = left.masked_fill(left == 0, 1).to(v.dtype)  # rows that are removed as a whole
+    return v * (gain.reshape(left.shape) / left)
 
 
 def _from_data(a: Arguments, masks: MaskOf, axes: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from prunus.capture import Captured
 from prunus.structure import Structure
 from prunus.surgery import rewriters as rewriters  # registers them
+from prunus.surgery.gains import keep_weights
 from prunus.surgery.kept import Kept
 from prunus.surgery.rewrite import Rewriting
 from prunus.surgery.unpack import is_irregular
@@ -28,6 +29,8 @@ def slice_graph(structure: Structure, keep: np.ndarray) -> Captured:
     for node in captured.graph.nodes:
         if node.op == "placeholder" and node.name in tensors:
             tensors[node.name] = sliced(tensors[node.name], run.kept(node))
+    placeholders = [node for node in captured.graph.find_nodes(op="placeholder") if node.name in tensors]
+    keep_weights(captured, tensors, {node: run.kept(node) for node in placeholders})
     for name, tensor in run.constants.items():
         tensors[name], names[name], kinds[name] = tensor, name, "constant"
     run.graph.eliminate_dead_code(is_impure_node=_is_impure)

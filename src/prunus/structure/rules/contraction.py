@@ -106,7 +106,7 @@ def linear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return add_bias(run, node, result, a.bias)
 
 
-@rule("matmul", "mm", "bmm", "dot", "mv")
+@rule("matmul", "mm", "bmm", "dot", "vdot", "mv")
 def matmul(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return product(
         run,
