@@ -3,7 +3,7 @@
     python benchmarks/zoo.py                              # writes benchmarks/results/zoo.md
     python benchmarks/zoo.py --zoo timm --every 4         # a part of it
     python benchmarks/zoo.py --compare torch-pruning      # and Torch-Pruning 1.6.1 beside it
-    python benchmarks/zoo.py --only timm:volo_d1_224      # one model: print what is found, write nothing
+    python benchmarks/zoo.py --only timm/volo_d1_224      # one model: print what is found, write nothing
 
 The architectures come from a folder of definitions next to the repository (`../shared/zoo/zoo.py`); without it the
 benchmark says so and stops. Finished models are kept in benchmarks/results/zoo.jsonl, so that a run can be continued;
@@ -58,7 +58,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    spec = next(s for s in definitions().get_specs() if f"{s.zoo}:{s.name}" == name)
+    spec = next(s for s in definitions().get_specs() if s.name == name)
     net = spec.build()
     args, kwargs = spec.inputs()
     row: dict[str, Any] = {"name": name, "family": spec.family, "stage": "forward"}
@@ -114,8 +114,8 @@ def run(name: str, compare: bool) -> dict[str, Any]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for zoo in dict.fromkeys(row["name"].split(":")[0] for row in rows):
-        mine = [row for row in rows if row["name"].startswith(f"{zoo}:")]
+    for zoo in dict.fromkeys(row["name"].split("/")[0] for row in rows):
+        mine = [row for row in rows if row["name"].startswith(f"{zoo}/")]
         good = [row for row in mine if "failed" not in row]
         if not good:
             continue
@@ -185,7 +185,7 @@ def _shortened(reason: str) -> str:
 
 
 def names(arguments: argparse.Namespace) -> list[str]:
-    every = [f"{s.zoo}:{s.name}" for s in definitions().get_specs(arguments.zoo)]
+    every = [s.name for s in definitions().get_specs(arguments.zoo)]
     return [n for n in every if n in arguments.names] if arguments.names else every[:: arguments.every]
 
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="zoo:model; all without")
+    parser.add_argument("names", nargs="*", help="zoo/model; all without")
     parser.add_argument("--zoo", choices=["torchvision", "timm", "hf"])
     parser.add_argument("--every", type=int, default=1, help="only every n-th model")
     parser.add_argument("--compare", choices=["torch-pruning"])
