@@ -29,6 +29,7 @@ from prunus.criteria import (
     L1Norm,
     L2Norm,
     MemberView,
+    Options,
     Random,
 )
 from prunus.criteria import register as register_criterion
@@ -47,7 +48,7 @@ from prunus.errors import (
 from prunus.inputs import Inputs
 from prunus.plan import GroupPlan, Plan
 from prunus.report import Report
-from prunus.structure import Group, Member, Structure
+from prunus.structure import Group, LayerTable, Member, Structure
 from prunus.surgery import Verification
 
 __version__ = "0.1.0"
@@ -66,8 +67,10 @@ __all__ = [
     "Inputs",
     "L1Norm",
     "L2Norm",
+    "LayerTable",
     "Member",
     "MemberView",
+    "Options",
     "Plan",
     "PlanError",
     "PrunusError",

@@ -15,11 +15,12 @@ from torch import nn
 from prunus.allocation import Target
 from prunus.artefact import save
 from prunus.capture import Captured, capture
+from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.describe import rebuild
 from prunus.plan import Plan
 from prunus.report import Report, build_report
-from prunus.structure import Structure, find_structure
+from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import compare, cut, lift, write_back
 
 __all__ = ["Result", "analyze", "apply", "compress", "plan"]
@@ -144,6 +145,10 @@ def compress(
     *,
     method: Any = "l2",
     target: Target | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    table: LayerTable | None = None,
+    allocation: str | None = None,
+    options: Options | None = None,
     hold: Sequence[str] = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
@@ -157,7 +162,8 @@ def compress(
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or the path of a `.pt2` file. It is left as found.
         example_inputs: see `analyze`.
-        method, target, hold, floors, multiple_of, keep_class, seed: see `plan`.
+        method, target, ratio, table, allocation, options, hold, floors, multiple_of, seed: see `plan`.
+        keep_class: see `analyze`.
         verify, measure_latency: see `apply`.
 
     Returns:
@@ -175,6 +181,16 @@ def compress(
     """
     structure = analyze(model, example_inputs, keep_class=keep_class)
     made = plan(
-        structure, method=method, target=target, hold=hold, floors=floors, multiple_of=multiple_of, seed=seed
+        structure,
+        method=method,
+        target=target,
+        ratio=ratio,
+        table=table,
+        allocation=allocation,
+        options=options,
+        hold=hold,
+        floors=floors,
+        multiple_of=multiple_of,
+        seed=seed,
     )
     return execute(structure, made, verify=verify, measure_latency=measure_latency)

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from prunus.allocation import Choice, CostModel, Target, find_families, global_rank, held_by, uniform
+from prunus.allocation import (
+    Choice,
+    Target,
+    allocate,
+    allocator_of,
+    checked_ratio,
+    counts_of_ratios,
+    held_by,
+    keep_counts,
+)
 from prunus.capture import architecture_hash
-from prunus.criteria import ByIndex, Views, as_criterion, check_scores
+from prunus.criteria import ByIndex, Options, as_criterion, score_groups
 from prunus.describe import describe
 from prunus.errors import ConfigError, PlanError
 from prunus.plan import GroupPlan, Plan, checked
-from prunus.structure import Group, Structure
+from prunus.structure import Group, LayerTable, Structure
 
 
 def plan(
@@ -22,20 +31,32 @@ def plan(
     *,
     method: Any = "l2",
     target: Target | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    table: LayerTable | None = None,
+    allocation: str | None = None,
+    options: Options | None = None,
     hold: Sequence[str] = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
     seed: int = 0,
 ) -> Plan:
-    """Decide what every group keeps.
+    """Decide what every group keeps. Give exactly one of `target`, `ratio` and `table`; none with `ByIndex`.
 
     Args:
         structure: from `prunus.analyze`.
         method: a criterion (`prunus.L2Norm()`), its registered name, or a callable `(GroupView) -> (units,) scores`.
-        target: what is kept; not needed with `ByIndex`.
+        target: what is kept.
+        ratio: share of the filters that is removed: 0.3 is `Target(channels=0.7)`. Or such shares per layer or group,
+            `{"layer1.0.conv1": 0.3}`; all others are left alone.
+        table: from `structure.layers()`, edited: how many channels every group keeps; the method decides which.
+        allocation: how many channels each group keeps under the target: `"uniform"`, the same share of every group;
+            `"global"`, all ranked together; `"slamp"`, all ranked by their share of what is left of their layer;
+            `"isomorphic"`, ranked among groups of equal topology; `"erk"`, wide layers keep less. None: uniform for
+            channels and ratios, global for others.
+        options: how scores are normalized and combined, and numbers rounded; see `Options`.
         hold: layers that are never touched: paths, prefixes of paths or globs.
         floors: least share (float) or number (int) of channels that stay, for all or per pattern; by default 5 % where
-            channels are ranked across the whole model.
+            channels are ranked across the whole model. Numbers given per layer have no floor.
         multiple_of: every group keeps a multiple of this many channels, or all.
         seed: recorded in the plan; criteria that draw numbers have their own.
 
@@ -43,48 +64,76 @@ def plan(
         A frozen plan; `apply` executes it.
 
     Raises:
-        ConfigError: bad method, pattern, floor or multiple.
+        ConfigError: bad method, allocation, pattern, floor, multiple, ratio or table; names the row.
         PlanError: scores or indices that do not fit.
         TargetError: the target cannot be reached; says what can.
     """
     if isinstance(method, ByIndex):
+        if not (target is ratio is table is None):
+            raise ConfigError("ByIndex says what stays: it takes no target, ratio or table")
         return _by_index(structure, method, seed)
     criterion = as_criterion(method)
-    if target is None:
+    options = _checked_options(options)
+    goal = _goal(structure, target, ratio, table)
+    untouched = held_by(structure, hold) if hold else set()
+    free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
+    if isinstance(goal, Target):
+        allocation = allocator_of(allocation, goal)
+        choice = allocate(
+            structure,
+            score_groups(structure, criterion, free, options),
+            goal,
+            allocation=allocation,
+            criterion=criterion,
+            floors=floors,
+            multiple_of=multiple_of,
+            options=options,
+        )
+    else:
+        if allocation is not None or floors is not None:
+            raise ConfigError("numbers per layer leave nothing to allocation and floors: leave these out")
+        choice = keep_counts(structure, criterion, goal, free, multiple_of, options)
+    said = (
+        {**goal.to_dict(), **({} if ratio is None else {"ratio": ratio})} if isinstance(goal, Target) else {}
+    )
+    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), said, seed)
+
+
+def _checked_options(options: Options | None) -> Options:
+    if options is not None and not isinstance(options, Options):
+        raise ConfigError(f"options must be a prunus.Options, got {type(options).__name__}")
+    return options or Options()
+
+
+def _goal(
+    structure: Structure,
+    target: Target | None,
+    ratio: float | Mapping[str, float] | None,
+    table: LayerTable | None,
+) -> Target | dict[str, int]:
+    """A target, or how many units each group keeps."""
+    given = {"target": target, "ratio": ratio, "table": table}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
         raise ConfigError("say what to keep: target=prunus.Target(macs=0.5)")
+    if len(given) > 1:
+        raise ConfigError(f"give one of target, ratio and table; got {' and '.join(given)}")
+    if ratio is not None:
+        if isinstance(ratio, Mapping):
+            return counts_of_ratios(structure, ratio)
+        return Target(channels=round(1 - checked_ratio(ratio), 12))
+    if table is not None:
+        if not isinstance(table, LayerTable):
+            raise ConfigError(f"table must come from structure.layers(), got {type(table).__name__}")
+        return table.counts(structure)
     if not isinstance(target, Target):
         raise ConfigError(
             f"target must be a prunus.Target, such as prunus.Target(macs=0.5); got {type(target).__name__}"
         )
-    untouched = held_by(structure, hold) if hold else set()
-    free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
-    scores = _scores(structure, criterion, free)
-    if floors is None and target.unit == "channels":
-        floors = 0.0
-    families = find_families(structure, scores, floors=floors, multiple_of=multiple_of)
-    if target.fraction == 1:
-        choice: Choice = {}
-    elif target.unit == "channels":
-        choice = uniform(structure, families, target.fraction)
-    else:
-        choice = global_rank(structure, families, target, CostModel(structure))
-    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), target, seed)
+    return target
 
 
-def _scores(structure: Structure, criterion: Any, groups: Sequence[Group]) -> dict[str, np.ndarray]:
-    """Scores per group, divided by the group's mean so that groups compare."""
-    views = Views(structure)
-    scores = {}
-    for group in groups:
-        raw = check_scores(
-            criterion.score(views.group(group)), views.group(group), type(criterion).__name__
-        ).numpy()
-        mean = np.abs(raw).mean()
-        scores[group.name] = raw / mean if mean > 0 else raw
-    return scores
-
-
-def _plan(structure: Structure, choice: Choice, method: str, target: Target | None, seed: int) -> Plan:
+def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, float], seed: int) -> Plan:
     groups = []
     for group in structure.groups:
         if group.name in choice and len(choice[group.name]) < group.size:
@@ -97,7 +146,7 @@ def _plan(structure: Structure, choice: Choice, method: str, target: Target | No
         groups=tuple(groups),
         inputs=describe(structure.captured.example),
         method=method,
-        target=target.to_dict() if target else {},
+        target=target,
         keep_class=structure.keep_class,
         seed=seed,
     )
@@ -123,7 +172,7 @@ def _by_index(structure: Structure, method: ByIndex, seed: int) -> Plan:
                 problems.append(str(error))
     if problems:
         raise PlanError("; ".join(problems))
-    made = _plan(structure, choice, "index", None, seed)
+    made = _plan(structure, choice, "index", {}, seed)
     check(structure, made)
     return made
 

@@ -1,18 +1,37 @@
 """Allocation: how many units every group keeps, and which, under a target."""
 
-from prunus.allocation.allocate import Choice, global_rank, uniform
+from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of
+from prunus.allocation.budget import Budget, Choice, choice_of
 from prunus.allocation.costs import Cost, CostModel
+from prunus.allocation.erk import erk, erk_densities
 from prunus.allocation.families import Family, find_families, held_by
+from prunus.allocation.global_rank import global_rank
+from prunus.allocation.isomorphic import isomorphic
+from prunus.allocation.manual import checked_ratio, counts_of_ratios, keep_counts
+from prunus.allocation.slamp import layer_adaptive
 from prunus.allocation.target import Target
+from prunus.allocation.uniform import uniform
 
 __all__ = [
+    "ALLOCATORS",
+    "Budget",
     "Choice",
     "Cost",
     "CostModel",
     "Family",
     "Target",
+    "allocate",
+    "allocator_of",
+    "checked_ratio",
+    "choice_of",
+    "counts_of_ratios",
+    "erk",
+    "erk_densities",
     "find_families",
     "global_rank",
     "held_by",
+    "isomorphic",
+    "keep_counts",
+    "layer_adaptive",
     "uniform",
 ]

@@ -10,10 +10,12 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from prunus.criteria.options import Options
 from prunus.errors import ConfigError
 from prunus.structure import Group, Structure
 
 SMALL = 8  # units; smaller groups are rounded together, not each for itself
+_DEFAULT = Options()
 DEFAULT_FLOOR = 0.05  # of a group's channels: a global ranking must not empty a layer
 
 
@@ -26,12 +28,14 @@ class Family:
         order: per group, (rows, units per row) indices of units, best first.
         worth: (units per row,) worth of what the j-th kept unit per row adds; falls with j.
         allowed: ascending numbers of units per row that may be kept.
+        step_op: how other numbers are rounded to these; None leaves it to the allocator.
     """
 
     groups: tuple[Group, ...]
     order: tuple[np.ndarray, ...]
     worth: np.ndarray
     allowed: tuple[int, ...]
+    step_op: str | None = None
 
     @property
     def size(self) -> int:
@@ -41,13 +45,22 @@ class Family:
     def units(self) -> int:
         return sum(group.size for group in self.groups)
 
-    def fit(self, count: int) -> int:
-        """The allowed number nearest to `count`, the larger of two equally near."""
-        return min(self.allowed, key=lambda k: (abs(k - count), -k))
+    def rounded(self, count: int, by_default: str) -> int:
+        """The allowed number for `count`, rounded as `step_op` says, which `by_default` stands in for.
 
-    def at_least(self, count: int) -> int:
-        """The smallest allowed number that is no less than `count`."""
+        `round` takes the nearest, the larger of two equally near. Beyond the ends, the least or all.
+        """
+        op = self.step_op or by_default
+        if op == "round":
+            return min(self.allowed, key=lambda k: (abs(k - count), -k))
+        if op == "round_down":
+            return next((k for k in reversed(self.allowed) if k <= count), self.allowed[0])
         return next((k for k in self.allowed if k >= count), self.allowed[-1])
+
+    def rounding_error(self) -> float:
+        """How much more than it was asked for `rounded` may keep, at the most, where nothing forbids it."""
+        gap = max(np.diff(self.allowed), default=self.size)
+        return float(gap) if self.step_op == "round_up" else float(gap) / 2
 
     def keep(self, count: int) -> dict[str, np.ndarray]:
         """Indices that every group keeps when each row keeps `count`."""
@@ -99,6 +112,7 @@ def find_families(
     *,
     floors: float | Mapping[str, float | int] | None,
     multiple_of: int,
+    options: Options = _DEFAULT,
 ) -> list[Family]:
     """Families of the groups that are scored, in the order of the graph.
 
@@ -108,13 +122,15 @@ def find_families(
         floors: least share (or number, for ints) of units that stay: one for all, or per pattern. None means 5 % of all but
             the smallest groups.
         multiple_of: what a group keeps is a multiple of this, or everything.
+        options: how rows are combined, and how numbers are rounded.
     """
-    if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
-        raise ConfigError(f"multiple_of must be a whole number of at least 1, got {multiple_of!r}")
+    step = _step(multiple_of, options)
     by_name = {g.name: g for g in structure.groups}
     least = _floors(structure, floors)
     done: set[str] = set()
     families = []
+    # "count": the j-th worst leaves once every row, choosing alone, would lose j
+    combined = np.max if options.group_policy == "count" else np.mean
     for name in scores:
         if name in done:
             continue
@@ -127,12 +143,23 @@ def find_families(
             values = scores[group.name][rows]
             best = np.argsort(-values, axis=1, kind="stable")
             order.append(np.take_along_axis(rows, best, 1))
-            worth.append(np.take_along_axis(values, best, 1).mean(0))
+            worth.append(combined(np.take_along_axis(values, best, 1), axis=0))
         complete = names == _tied(by_name, name, set(by_name))
         floor = max(least.get(g.name, 0.0) for g in groups)
-        allowed = _allowed(groups, floor, multiple_of) if complete else (groups[0].row_size,)
-        families.append(Family(groups, tuple(order), np.mean(worth, axis=0), allowed))
+        allowed = _allowed(groups, floor, step) if complete else (groups[0].row_size,)
+        op = options.step_op if options.step > 1 else None
+        families.append(Family(groups, tuple(order), combined(worth, axis=0), allowed, op))
     return families
+
+
+def _step(multiple_of: int, options: Options) -> int:
+    if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
+        raise ConfigError(f"multiple_of must be a whole number of at least 1, got {multiple_of!r}")
+    if multiple_of > 1 and options.step_size > 1:
+        raise ConfigError(
+            f"multiple_of={multiple_of} and step_size={options.step_size} say the same: give one of them"
+        )
+    return max(multiple_of, options.step)
 
 
 def _tied(by_name: dict[str, Group], name: str, among: set[str]) -> set[str]:

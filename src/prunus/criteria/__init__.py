@@ -5,10 +5,14 @@ from prunus.criteria.batch_norm_scale import BatchNormScale
 from prunus.criteria.by_index import ByIndex
 from prunus.criteria.geometric_median import GeometricMedian
 from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
+from prunus.criteria.normalize import NORMALIZERS
+from prunus.criteria.options import Options
+from prunus.criteria.scoring import score_groups
 from prunus.criteria.views import Views
 
 __all__ = [
     "CRITERIA",
+    "NORMALIZERS",
     "BatchNormScale",
     "ByIndex",
     "Criterion",
@@ -17,9 +21,11 @@ __all__ = [
     "L1Norm",
     "L2Norm",
     "MemberView",
+    "Options",
     "Random",
     "Views",
     "as_criterion",
     "check_scores",
     "register",
+    "score_groups",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class L2Norm:
     References:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710 (with the 1-norm).
     """
+
+    energy_power: ClassVar[int] = 2  # squares of scores add up over weights
 
     def score(self, group: GroupView) -> Tensor:
         """Return (units,) norms, >= 0."""

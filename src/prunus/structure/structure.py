@@ -16,6 +16,7 @@ from prunus.structure.groups import Group, find_groups
 from prunus.structure.index import Position, find_positions
 from prunus.structure.interpret import Run
 from prunus.structure.labels import Labels
+from prunus.structure.layers import LayerTable, layer_table
 from prunus.structure.packs import Pack, find_packs
 from prunus.structure.solve import Units, solve
 from prunus.structure.value import Value
@@ -66,6 +67,10 @@ class Structure:
         near = difflib.get_close_matches(name, [g.name for g in self.groups], 3)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise PlanError(f"no group {name!r} in this model{hint}. `print(structure)` lists the groups.")
+
+    def layers(self) -> LayerTable:
+        """What can be pruned as a table that can be edited, one row per group; see `LayerTable`."""
+        return layer_table(self.groups)
 
     def keep_labels(self, keep: dict[str, Any]) -> np.ndarray:
         """(labels,) bool: what stays when every group named in `keep` keeps just these units."""
