@@ -12,6 +12,7 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     patches,
     pooling,
     reduction,
+    scattering,
     weights,
 )
 from prunus.structure.rules.registry import RULES, Rule, rule

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from prunus.structure.labels import tighten, varying
 from prunus.structure.layout import moved, same_columns
 from prunus.structure.rules.registry import rule
+from prunus.structure.rules.scattering import pliable
 from prunus.structure.value import Value
 
 
@@ -101,6 +102,9 @@ def gather(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     own = [t for t in index_value.tracks if dim in varying(t)]
     for track in own:
         run.labels.hold(track, "is an index", node.name)
-    others = Value(line, tuple(t.narrow(dim, 0, 1) for t in index_value.tracks if dim not in varying(t)))
+    along = tuple(t.narrow(dim, 0, 1) for t in index_value.tracks if dim not in varying(t))
+    others = pliable(
+        Value((*index_value.shape[:dim], 1, *index_value.shape[dim + 1 :]), along), set(range(rank)) - {dim}
+    )
     mine = Value(line, tuple(t.narrow(dim, 0, 1) for t in value.tracks))
     return Value(shape, tuple(t.expand(shape) for t in run.meet(node, line, mine, others)))

@@ -56,6 +56,7 @@ def _place(tracks: list[Tensor], dims: set[int], rank: int, shape: tuple[int, ..
     "topk",
     "cumsum",
     "cumprod",
+    "cumprod_",
     "cumsum_",
     "argsort",
     "kthvalue",
@@ -64,11 +65,13 @@ def _place(tracks: list[Tensor], dims: set[int], rank: int, shape: tuple[int, ..
     "cummax",
     "cummin",
     "logcumsumexp",
+    "msort",
 )
 def along_axis(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """The result depends on positions along `dim`: nothing may be removed there."""
     rank = len(a.self.shape)
-    dims = set(range(rank)) if a.dim is None else {a.dim % rank}
+    dim = 0 if "msort" in str(node.target) else getattr(a, "dim", None)
+    dims = set(range(rank)) if dim is None or not rank else {dim % rank}
     kept = run.hold(node, a.self, dims, f"is ordered or counted by {node.target}")
     shapes = run.shapes(node)
     many = isinstance(shapes, tuple) and shapes and isinstance(shapes[0], tuple)

@@ -161,6 +161,40 @@ def _index(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     copy.update_arg(1, replaced)
 
 
+@rewrites(
+    "gather",
+    "take_along_dim",
+    "scatter",
+    "scatter_",
+    "scatter_add",
+    "scatter_add_",
+    "scatter_reduce",
+    "scatter_reduce_",
+)
+def _aligned(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
+    """An index without labels of its own loses what its operand lost along the axes that it does not choose from."""
+    name = "indices" if "take_along_dim" in str(node.target) else "index"
+    index, dim = argument(node, name), argument(node, "dim")
+    out, given = run.kept(node), run.kept(index)
+    for axis in range(len(out.shape)):
+        line = out.line(axis)
+        if dim is None or axis == dim % len(out.shape) or line is None:
+            continue
+        if given.shape[axis] == len(line):
+            _take(run, copy, name, axis, line)
+
+
+def _take(run: Rewriting, copy: fx.Node, name: str, axis: int, line: Tensor) -> None:
+    places = run.constant(torch.nonzero(line).flatten(), f"{copy.name}_{axis}")
+    source = argument(copy, name)
+    with run.graph.inserting_before(copy):
+        taken = run.graph.call_function(aten.index_select.default, (source, axis, places))
+    shape = list(source.meta["val"].shape)
+    shape[axis] = int(line.sum())
+    taken.meta["val"] = torch.empty(shape, dtype=source.meta["val"].dtype, device="meta")
+    set_argument(copy, name, taken)
+
+
 def _getitem(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     mapping = copy.args[0].meta.get("kept_outputs")  # type: ignore[union-attr]
     if mapping is not None:
