@@ -5,6 +5,7 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     constants,
     contraction,
     elementwise,
+    fourier,
     indexing,
     joining,
     movement,
