@@ -205,6 +205,32 @@ def test_a_folder_that_is_no_result(tmp_path: Path) -> None:
     assert "no artefact.json" in run("inspect", tmp_path, code=1).stderr
 
 
+# --- the table of layers
+
+
+def test_a_table_is_listed_edited_and_applied(tmp_path: Path) -> None:
+    table, plan, out = tmp_path / "layers.csv", tmp_path / "plan.json", tmp_path / "out"
+    said = run("plan", BUILD, "--layers", table).stdout
+    assert said == f"{table}: 2 rows. Fill in `kept`, and pass it with --edit.\n"
+    assert table.read_text() == "name,channels,kept,group\nconv1,16,,conv1\nconv2,16,,conv2\n"
+    table.write_text(table.read_text().replace("conv1,16,,", "conv1,16,5,"))
+    assert "1 of 3 groups lose 11 of 32" in run("plan", BUILD, "-o", plan, "--edit", table).stdout
+    run("apply", plan, BUILD, "-o", out)
+    assert load(out).get_parameter("conv1.weight").shape[0] == 5
+
+
+def test_a_table_that_does_not_fit_names_the_row(tmp_path: Path) -> None:
+    table, plan = tmp_path / "layers.csv", tmp_path / "plan.json"
+    table.write_text("name,channels,kept,group\nconv1,16,17,conv1\nconv2,16,x,conv2\n")
+    assert "line 3 (conv2): kept is 'x'" in run("plan", BUILD, "-o", plan, "--edit", table, code=1).stderr
+    table.write_text("name,channels,kept,group\nconv1,16,17,conv1\n")
+    assert "row 'conv1': kept=17" in run("plan", BUILD, "-o", plan, "--edit", table, code=1).stderr
+    assert "cannot be read" in run("plan", BUILD, "-o", plan, "--edit", tmp_path / "no.csv", code=1).stderr
+    assert "exists already" in run("plan", BUILD, "--layers", table, code=1).stderr
+    run("plan", BUILD, "--layers", table, "--overwrite")
+    assert not plan.exists() and "conv1,16,,conv1" in table.read_text()
+
+
 def test_a_missing_plan(tmp_path: Path) -> None:
     assert "no plan at" in run("apply", tmp_path / "p.json", BUILD, "-o", tmp_path / "out", code=1).stderr
 
@@ -227,10 +253,20 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         (["compress", BUILD, "-o", "out", "--macs", "0"], "0 is no fraction"),
         (["compress", BUILD, "-o", "out", "--macs", "half"], "--macs"),
         (["compress", BUILD, "--macs", "0.5"], "--output"),
-        (["compress", BUILD, "-o", "out", "--macs", "0.5", "--method", "l3"], "'l3' is none of l1, l2"),
+        (
+            ["compress", BUILD, "-o", "out", "--macs", "0.5", "--method", "l3"],
+            "'l3' is none of bn_scale, geometric_median, l1, l2",
+        ),
         (["compress", BUILD, "-o", "out", "--macs", "0.5", "--method", "index"], "'index' is none of"),
         (["compress", BUILD, "-o", "out", "--macs", "0.5", "--multiple-of", "0"], "--multiple-of"),
         (["plan", BUILD, "-o", "p.json"], "exactly one of"),
+        (["plan", BUILD, "--macs", "0.5"], "give --output for a plan, or --layers alone"),
+        (["plan", BUILD, "--layers", "t.csv", "-o", "p.json"], "give --output for a plan, or --layers alone"),
+        (
+            ["plan", BUILD, "--layers", "t.csv", "--macs", "0.5"],
+            "give --output for a plan, or --layers alone",
+        ),
+        (["plan", BUILD, "-o", "p.json", "--edit", "t.csv", "--macs", "0.5"], "leave the fractions out"),
         (["inspect"], "SOURCE"),
         (["inspect", "resnet18"], "is no kind of model"),
         (["inspect", "http://host/model"], "is no kind of model"),

@@ -9,6 +9,8 @@ from prunus.cli import options
 from prunus.cli.progress import step
 from prunus.cli.sources import note_random_weights, open_source
 from prunus.errors import ArtefactError
+from prunus.plan import Plan
+from prunus.structure import LayerTable, Structure
 
 __all__ = ["plan"]
 
@@ -16,14 +18,26 @@ __all__ = ["plan"]
 def plan(
     source: options.Source,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option("--output", "-o", metavar="FILE", show_default=False, help="JSON file to write; new."),
-    ],
+    ] = None,
     method: options.Method = "l2",
     channels: options.Channels = None,
     params: options.Params = None,
     macs: options.Macs = None,
     size: options.Size = None,
+    layers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", show_default=False, help="Only list what can be pruned, in a table to edit; new."
+        ),
+    ] = None,
+    edit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", show_default=False, help="Keep what this table says, in place of a fraction."
+        ),
+    ] = None,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
     keep_class: options.KeepClass = False,
@@ -37,13 +51,27 @@ def plan(
 
     The file can be read, edited, and executed by `prunus apply`.
 
+    To say how many channels each layer keeps, list them with --layers, fill in the column `kept` (an empty cell
+    leaves a layer alone), and hand the table back with --edit.
+
     Examples:
       prunus plan timm:resnet50 --pretrained -o plan.json --macs 0.5
       prunus plan mymodels.net:build --weights net.pth -o plan.json --channels 0.5
+      prunus plan torchvision:vgg16 --layers layers.csv
+      prunus plan torchvision:vgg16 -o plan.json --edit layers.csv
       prunus apply plan.json mymodels.net:build --weights net.pth -o out
     """
-    target = options.target_of(channels, params, macs, size)
-    _require_writable(output, overwrite)
+    given = (channels, params, macs, size)
+    written = layers or output
+    if written is None or (layers and (output or edit or given != (None,) * 4)):
+        raise typer.BadParameter(
+            "give --output for a plan, or --layers alone for the table.", param_hint="output"
+        )
+    if edit and given != (None,) * 4:
+        raise typer.BadParameter("the table says what stays; leave the fractions out.", param_hint="--edit")
+    target = None if edit or layers else options.target_of(*given)
+    table = LayerTable.from_csv(edit) if edit else None
+    _require_writable(written, overwrite)
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
@@ -51,15 +79,25 @@ def plan(
         from prunus.decide import plan as decide
 
         structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
+    if layers:
+        listed = structure.layers()
+        listed.to_csv(layers)
+        typer.echo(f"{layers}: {len(listed)} rows. Fill in `kept`, and pass it with --edit.")
+        return
     with step("Deciding what stays"):
         made = decide(
             structure,
             method=options.method_of(method, seed),
             target=target,
+            table=table,
             hold=hold or (),
             multiple_of=multiple_of,
             seed=seed,
         )
+    _save(made, structure, written)
+
+
+def _save(made: Plan, structure: Structure, output: Path) -> None:
     try:
         made.save(output)
     except OSError as error:
@@ -74,7 +112,7 @@ def plan(
 
 def _require_writable(path: Path, overwrite: bool) -> None:
     if path.is_dir():
-        raise ArtefactError(f"{path} is a folder; name the JSON file to write.")
+        raise ArtefactError(f"{path} is a folder; name the file to write.")
     if path.exists() and not overwrite:
         raise ArtefactError(f"{path} exists already. Choose another file, or pass --overwrite.")
     if not path.parent.is_dir():

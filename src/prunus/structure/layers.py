@@ -106,10 +106,11 @@ class LayerTable:
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
-            lines = list(csv.DictReader(io.StringIO(text)))
+            reader = csv.DictReader(io.StringIO(text))
+            lines, head = list(reader), reader.fieldnames or ()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(f"the table {path} cannot be read: {error}") from error
-        missing = [name for name in COLUMNS if name not in (lines[0] if lines else ())]
+        missing = [name for name in COLUMNS if name not in head]
         if missing:
             raise ConfigError(
                 f"{path} is no table of layers: it has no column {', '.join(missing)}; expected {','.join(COLUMNS)}"
