@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation.isomorphic import topology
+from prunus.allocation.isomorphic import operators_by_placeholder, topology
 from prunus.criteria import L2Norm, Views
 
 
@@ -36,7 +36,8 @@ def blocks() -> prunus.Structure:
 
 
 def test_topology_knows_operators_and_sides_but_no_sizes(blocks: prunus.Structure) -> None:
-    found = {g.name: topology(blocks, g) for g in blocks.prunable}
+    users = operators_by_placeholder(blocks)
+    found = {g.name: topology(blocks, g, users) for g in blocks.prunable}
     hidden = [found[f"up.{i}"] for i in range(3)]
     assert len(found) == 4 and len(set(hidden)) == 1 and len(set(found.values())) == 2
 

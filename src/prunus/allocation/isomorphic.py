@@ -23,9 +23,11 @@ def isomorphic(structure: Structure, families: list[Family], target: Target) -> 
     References:
         Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, arXiv:2407.04616.
     """
+    users = operators_by_placeholder(structure)
     pools: dict[object, list[int]] = {}
     for i, family in enumerate(families):
-        pools.setdefault(tuple(topology(structure, group) for group in family.groups), []).append(i)
+        tag = tuple(topology(structure, group, users) for group in family.groups)
+        pools.setdefault(tag, []).append(i)
     ranked = [_ranking(families, members) for members in pools.values()]
 
     def counts_at(fraction: float) -> list[int]:
@@ -48,14 +50,21 @@ def _ranking(families: list[Family], members: list[int]) -> tuple[np.ndarray, np
     return owner, np.cumsum([families[i].units // families[i].size for i in owner])
 
 
-def topology(structure: Structure, group: Group) -> tuple[object, ...]:
+def operators_by_placeholder(structure: Structure) -> dict[str, tuple[str, ...]]:
+    """Placeholder -> the operators that use it."""
+    return {
+        node.name: tuple(sorted({str(user.target) for user in node.users}))
+        for node in structure.captured.graph.nodes
+        if node.op == "placeholder"
+    }
+
+
+def topology(structure: Structure, group: Group, users: dict[str, tuple[str, ...]]) -> tuple[object, ...]:
     """Operators, axes and sides of all that the group occupies, in the order of the graph; no sizes and no names."""
-    captured = structure.captured
-    nodes = {node.name: node for node in captured.graph.nodes}
     made = {(m.parameter, m.axis): m.produces for m in group.members}
-    described = []
-    for position in structure.positions[group.name]:
-        users = sorted({str(user.target) for user in nodes[position.placeholder].users})
-        side = made.get((captured.names[position.placeholder], position.axis), False)
-        described.append((tuple(users), position.axis, side))
+    names = structure.captured.names
+    described = [
+        (users[p.placeholder], p.axis, made.get((names[p.placeholder], p.axis), False))
+        for p in structure.positions[group.name]
+    ]
     return (group.rows is not None, *described)
