@@ -12,6 +12,7 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     normalization,
     patches,
     pooling,
+    recurrent,
     reduction,
     scattering,
     weights,
