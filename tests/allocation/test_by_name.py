@@ -1,5 +1,6 @@
 """Every allocator meets every target, keeps to floors, multiples and constraints, or says what stands in the way."""
 
+import random
 from typing import Any
 
 import pytest
@@ -116,3 +117,30 @@ def test_a_share_of_all_channels_is_the_one_counted_by_hand(fraction: float) -> 
     for group in structure.prunable:
         lost = {u for _, name, u in gone if name == group.name}
         assert set(range(group.size)) - set(made.keep.get(group.name, range(group.size))) == lost
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+@pytest.mark.parametrize("name", ["packed attention", "grouped", "separable"])
+def test_every_way_to_choose_keeps_to_the_constraints(name: str, keep_class: bool) -> None:
+    structure = prunus.analyze(*network(name), keep_class=keep_class)
+    draw = random.Random(0)
+    for _ in range(20):
+        options = prunus.Options(
+            draw.choice(["mean", "tss_norm", "linear_scaling", "softmax_norm", "none"]),
+            draw.choice(["backward", "average", "sum"]),
+            draw.choice(["none", "average", "sum", "count"]),
+            draw.choice([1, 2]),
+            draw.choice(["round", "round_up", "round_down", None]),
+            draw.random() < 0.5,
+        )
+        unit, method = draw.choice(["channels", "params"]), draw.choice(["l1", "geometric_median"])
+        made = prunus.plan(
+            structure,
+            method=method,
+            target=prunus.Target(**{unit: 0.7}),
+            allocation=draw.choice(list(ALLOCATORS)),
+            options=options,
+        )
+        check(structure, made)
+        if unit == "params":
+            assert share(structure, made, unit) <= 0.7, options
