@@ -135,3 +135,26 @@ def test_the_class_of_the_model() -> None:
     result = prunus.compress(model, torch.randint(9, (2, 5)), target=prunus.Target(channels=0.5))
     assert result.report.verification["passed"]
     assert result.model.get_parameter("layer.weight_hh_l0").shape == (8, 2)
+
+
+CELLS: dict[str, Any] = {
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "tanh": nn.RNNCell,
+    "relu": lambda *sizes: nn.RNNCell(*sizes, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_step_by_step(kind: str) -> None:
+    def forward(self: Do, x: Tensor) -> Tensor:
+        state = None
+        for i in range(2):
+            state = self.cell(self.first(x[:, i]), state)
+        return self.last(state[0] if isinstance(state, tuple) else state)
+
+    parts = {"first": nn.Linear(3, 6), "cell": CELLS[kind](6, 4), "last": nn.Linear(4, 2)}
+    made = network(forward, torch.randn(2, 2, 3), **parts)
+    structure = pruned(made, range(2))
+    assert sorted(free(structure).values()) == [4, 6]
+    assert prunus.allocation.CostModel(structure).original.macs == count_macs(structure.captured)

@@ -159,6 +159,13 @@ def _recurrent(node: fx.Node, a: dict[str, Any]) -> int:
     return steps_and_batch * sum(math.prod(size) for size in map(size_of, a["params"]) if len(size) == 2)
 
 
+@_counts(
+    aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default
+)
+def _recurrent_step(node: fx.Node, a: dict[str, Any]) -> int:
+    return size_of(a["input"])[0] * (math.prod(size_of(a["w_ih"])) + math.prod(size_of(a["w_hh"])))
+
+
 @_counts(aten.einsum.default)
 def _einsum(node: fx.Node, a: dict[str, Any]) -> int:
     terms, result, sizes = _einsum_terms(a["equation"], [size_of(operand) for operand in a["tensors"]])

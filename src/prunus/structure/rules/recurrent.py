@@ -78,6 +78,29 @@ def recurrent(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return (x, *(state for _ in states))
 
 
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def step(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """One step of one layer: input (samples, features), states (samples, width)."""
+    gates = GATES[_name(node).removesuffix("_cell")]
+    states = list(a.hx) if isinstance(a.hx, (list, tuple)) else [a.hx]
+    cell = Cell(a.w_ih, a.w_hh, tuple(bias for bias in (a.b_ih, a.b_hh) if bias is not None))
+    everything = [a.input, *states, *cell.parameters]
+    if not _is_plain([cell], gates):
+        return _held(
+            run, node, everything, "is part of a recurrent layer with weights that are made otherwise"
+        )
+    tracks = run.hold(node, a.input, {0}, "is a sample of a recurrent layer")
+    x = Value((1, *a.input.shape), tuple(track.unsqueeze(0) for track in tracks))
+    labels = _hidden(run, node, x, cell, gates)
+    if labels is None:
+        return _held(run, node, everything, "is as wide as a layer of which nothing can be removed")
+    shape = states[0].shape
+    state = Value(shape, (along(labels, (1,), shape),))
+    for value in states:
+        run.meet(node, shape, state, value)
+    return tuple(state for _ in states) if len(states) > 1 else state
+
+
 def is_own_zeros(source: Any, node: fx.Node) -> bool:
     """Whether a state is made of zeros for this layer alone: surgery makes fewer."""
     schema = getattr(source.target, "_schema", None)
