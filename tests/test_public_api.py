@@ -23,8 +23,9 @@ def test_the_names_are_few_and_sorted() -> None:
 
 
 def test_what_is_promised_is_there() -> None:
-    promised = """analyze plan apply compress load Result Target Plan GroupPlan Structure Group Member Inputs Report
-    Verification L1Norm L2Norm GeometricMedian BatchNormScale Options LayerTable Random ByIndex GroupView MemberView Criterion register_criterion PrunusError"""
+    promised = """analyze plan apply compress load Result Target Plan GroupPlan Structure Group Member
+    Inputs Report Verification L1Norm L2Norm GeometricMedian BatchNormScale Options LayerTable Random
+    ByIndex GroupView MemberView Criterion register_criterion PrunusError"""
     assert set(promised.split()) <= set(NAMES)
     errors = {name for name in vars(prunus.errors) if name.endswith("Error")}
     assert errors <= set(NAMES)
