@@ -21,7 +21,7 @@ from prunus.describe import rebuild
 from prunus.plan import Plan
 from prunus.report import Report, build_report
 from prunus.structure import LayerTable, Structure, find_structure
-from prunus.surgery import compare, cut, lift, write_back
+from prunus.surgery import compare, cut, lift, with_class_ties, write_back
 
 __all__ = ["Result", "analyze", "apply", "compress", "plan"]
 
@@ -66,7 +66,12 @@ def analyze(model: Any, example_inputs: Any = None, *, keep_class: bool = False)
         CaptureError: the model cannot be exported, the inputs do not fit it, or its weights are not finite.
         StructureError: the graph cannot be followed.
     """
-    return find_structure(capture(model, example_inputs), keep_class=keep_class)
+    return _structure(capture(model, example_inputs), keep_class)
+
+
+def _structure(captured: Captured, keep_class: bool) -> Structure:
+    structure = find_structure(captured, keep_class=keep_class)
+    return with_class_ties(structure) if keep_class else structure
 
 
 def apply(
@@ -99,7 +104,7 @@ def apply(
         else None
     )
     return execute(
-        find_structure(capture(model, inputs), keep_class=plan.keep_class),
+        _structure(capture(model, inputs), plan.keep_class),
         plan,
         verify=verify,
         measure_latency=measure_latency,

@@ -1,5 +1,6 @@
 """Surgery: cut the network as a plan says, and prove that what is left computes what it should."""
 
+from prunus.surgery.class_ties import with_class_ties
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.lift import lift
 from prunus.surgery.replay import cut, replay
@@ -17,5 +18,6 @@ __all__ = [
     "lift",
     "replay",
     "slice_graph",
+    "with_class_ties",
     "write_back",
 ]

@@ -16,7 +16,7 @@ from prunus.surgery.provenance import Source, TracedInt
 from prunus.surgery.recipe import bound_arguments
 from prunus.surgery.record import Call, Recording
 
-__all__ = ["Alignment", "Use", "align", "uses"]
+__all__ = ["Alignment", "Use", "align", "given_arguments", "is_split", "uses"]
 
 _SAME = {
     "view": "reshape",
@@ -135,6 +135,11 @@ def _operator_name(node: fx.Node) -> str:
     return (packet.__name__ if packet is not None else getattr(target, "__name__", str(target))).strip("_")
 
 
+def is_split(node: fx.Node) -> bool:
+    """The node takes a value apart along an axis."""
+    return _operator_name(node) in _SPLITS
+
+
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
     if isinstance(value, Tensor):
         return (tuple(concrete(size) for size in value.shape),)
@@ -156,11 +161,11 @@ def _uses_of(call: Call, old: fx.Node, new: fx.Node) -> Iterator[Use]:
         yield from _indexing_uses(call, old, new)
         return
     before, after = _by_name(old), _by_name(new)
-    given = _given(call, old)
+    given = given_arguments(call, old)
     for name, value in given.items():
         if name not in before:
             continue
-        if _operator_name(old) in _SPLITS and old.target is not new.target:
+        if is_split(old) and old.target is not new.target:
             yield from _split_uses(call, value, name, after)
         elif name in after:
             yield from _pairs(call, value, before[name], after[name])
@@ -176,7 +181,7 @@ def _number(node: fx.Node) -> Any:
     return concrete(value) if isinstance(value, (int, torch.SymInt)) else None
 
 
-def _given(call: Call, node: fx.Node) -> dict[str, Any]:
+def given_arguments(call: Call, node: fx.Node) -> dict[str, Any]:
     """The arguments of a call by the names of the operator's schema; sizes may come one by one."""
     arguments = [a.name for a in node.target._schema.arguments if not a.kwarg_only]  # type: ignore[union-attr]
     given, positional = dict(call.kwargs), list(call.args)

@@ -15,20 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
 from prunus.capture.diagnose import first_line, place_in_model
-from prunus.inputs import Inputs
 from prunus.structure import Structure
 from prunus.surgery.agreement import Agreement
 from prunus.surgery.align import Use, align
-from prunus.surgery.attributes import find_slots, set_slots, trace_slots
+from prunus.surgery.attributes import find_slots, set_slots
 from prunus.surgery.constraints import Solution, solve_slots
 from prunus.surgery.guesses import guesses
+from prunus.surgery.own_forward import recorded_forward
 from prunus.surgery.own_sizes import stated_sizes
-from prunus.surgery.precision import exact_arithmetic
-from prunus.surgery.record import Recording, record
 from prunus.surgery.temperature import compensation
 from prunus.surgery.training import training_failure
 
@@ -56,7 +53,7 @@ def write_back(
     slots = find_slots(captured.model)
     try:
         candidate = _cut_copy(captured.model, captured, small)
-        recording = _recorded(captured.model, captured)
+        recording = recorded_forward(captured.model, captured)
     except Exception as failure:  # noqa: BLE001  whatever the user's classes raise
         return None, f"the model cannot be copied and run: {first_line(failure)}"
     solution = solve_slots(slots, recording, align(recording, captured, small), captured, small)
@@ -123,20 +120,6 @@ def _owned(original: Tensor, cut: Tensor) -> Tensor:
     if isinstance(original, nn.Parameter):
         return nn.Parameter(data, requires_grad=original.requires_grad)
     return data
-
-
-def _recorded(model: nn.Module, captured: Captured) -> Recording:
-    """One forward of a copy whose integers remember where they come from."""
-    constants = (tensor for name, tensor in captured.tensors.items() if captured.kinds[name] == "constant")
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *constants)}
-    copied = copy.deepcopy(model, shared)
-    for module in copied.modules():
-        module.training = False
-    trace_slots(copied)
-    inputs = captured.run_inputs
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (inputs.args, inputs.kwargs))
-    with exact_arithmetic(list({tensor.device for tensor in captured.tensors.values()}), 0):
-        return record(copied, Inputs(args, kwargs))
 
 
 def _obstacle(solution: Solution) -> str:
