@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import find_families
-from prunus.criteria import NORMALIZERS, GroupView, L2Norm, Options
+from prunus.allocation import CostModel, find_families
+from prunus.criteria import NORMALIZERS, GroupView, L2Norm, Options, score_groups
 from prunus.criteria.scoring import over_rows
 from prunus.errors import ConfigError, PlanError
 from tests.allocation.nets import layers, network
@@ -78,8 +78,6 @@ def test_published_scores_normalized_by_their_sum(layer: str) -> None:
 def test_published_scores_of_the_coupled_group(
     example: prunus.Structure, policy: str, expected: list[float]
 ) -> None:
-    from prunus.criteria import score_groups
-
     options = Options(layer_norm="tss_norm", policy=policy)
     scores = score_groups(example, L2Norm(), example.prunable, options)
     assert scores["add"].tolist() == pytest.approx(expected, abs=2e-4)
@@ -142,6 +140,14 @@ def test_large_scores_do_not_overflow() -> None:
 def test_a_sum_that_would_turn_the_order_is_refused() -> None:
     with pytest.raises(PlanError, match="tss_norm divides by the sum of the scores, which is -2"):
         NORMALIZERS["tss_norm"](np.array([-3.0, 1.0]))
+    structure = prunus.analyze(layers(4, 8, 3).eval(), torch.randn(3, 4))
+    with pytest.raises(PlanError, match="for group '0': tss_norm divides by the sum"):
+        prunus.plan(
+            structure,
+            method=lambda group: -torch.ones(group.size),
+            ratio=0.5,
+            options=Options(layer_norm="tss_norm"),
+        )
 
 
 # --- rows
@@ -217,8 +223,6 @@ def test_rounding_goes_to_the_nearest() -> None:
 @pytest.mark.parametrize("op", ["round", "round_up", "round_down"])
 @pytest.mark.parametrize("allocation", ["global", "slamp", "uniform", "isomorphic", "erk"])
 def test_a_target_is_met_after_rounding(op: str, allocation: str) -> None:
-    from prunus.allocation import CostModel
-
     structure = prunus.analyze(layers(16, 40, 64, 50, 3).eval(), torch.randn(3, 16))
     made = prunus.plan(
         structure,

@@ -13,6 +13,7 @@ from prunus.criteria.magnitude import check_scores
 from prunus.criteria.normalize import NORMALIZERS
 from prunus.criteria.options import Options
 from prunus.criteria.views import Views
+from prunus.errors import PlanError
 from prunus.structure import Group, Structure
 
 
@@ -38,7 +39,11 @@ def over_layers(criterion: Any, view: GroupView, options: Options) -> np.ndarray
     """(units,) scores of a group: normalized per layer, then combined by the policy."""
     normalize, method = NORMALIZERS[options.layer_norm], type(criterion).__name__
     parts = (view,) if options.policy == "backward" else by_layer(view)
-    scores = np.stack([normalize(check_scores(criterion.score(p), p, method).numpy()) for p in parts])
+    raw = [check_scores(criterion.score(part), part, method).numpy() for part in parts]
+    try:
+        scores = np.stack([normalize(values) for values in raw])
+    except PlanError as error:
+        raise PlanError(f"{method} for group {view.name!r}: {error}") from error
     return scores.sum(0) if options.policy == "sum" else scores.mean(0)
 
 
