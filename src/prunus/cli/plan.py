@@ -15,29 +15,34 @@ from prunus.structure import LayerTable, Structure
 __all__ = ["plan"]
 
 
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", show_default=False, help="JSON file to write; new."),
+]
+Layers = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CSV", show_default=False, help="Only list what can be pruned, in a table to edit; new."
+    ),
+]
+Edit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CSV", show_default=False, help="Keep what this table says, in place of a fraction."
+    ),
+]
+
+
 def plan(
     source: options.Source,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="JSON file to write; new."),
-    ] = None,
+    output: Output = None,
     method: options.Method = "l2",
     channels: options.Channels = None,
     params: options.Params = None,
     macs: options.Macs = None,
     size: options.Size = None,
-    layers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV", show_default=False, help="Only list what can be pruned, in a table to edit; new."
-        ),
-    ] = None,
-    edit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV", show_default=False, help="Keep what this table says, in place of a fraction."
-        ),
-    ] = None,
+    layers: Layers = None,
+    edit: Edit = None,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
     keep_class: options.KeepClass = False,
@@ -62,13 +67,7 @@ def plan(
       prunus apply plan.json mymodels.net:build --weights net.pth -o out
     """
     given = (channels, params, macs, size)
-    written = layers or output
-    if written is None or (layers and (output or edit or given != (None,) * 4)):
-        raise typer.BadParameter(
-            "give --output for a plan, or --layers alone for the table.", param_hint="output"
-        )
-    if edit and given != (None,) * 4:
-        raise typer.BadParameter("the table says what stays; leave the fractions out.", param_hint="--edit")
+    written = _file_of(output, layers, edit, given != (None,) * 4)
     target = None if edit or layers else options.target_of(*given)
     table = LayerTable.from_csv(edit) if edit else None
     _require_writable(written, overwrite)
@@ -95,6 +94,22 @@ def plan(
             seed=seed,
         )
     _save(made, structure, written)
+
+
+def _file_of(output: Path | None, layers: Path | None, edit: Path | None, fractions: bool) -> Path:
+    """The file to write: the table, or the plan.
+
+    Raises:
+        typer.BadParameter: Options that do not go together.
+    """
+    written = layers or output
+    if written is None or (layers and (output or edit or fractions)):
+        raise typer.BadParameter(
+            "give --output for a plan, or --layers alone for the table.", param_hint="output"
+        )
+    if edit and fractions:
+        raise typer.BadParameter("the table says what stays; leave the fractions out.", param_hint="--edit")
+    return written
 
 
 def _save(made: Plan, structure: Structure, output: Path) -> None:
