@@ -241,6 +241,8 @@ class Run:
 
     def moved(self, node: fx.Node, source: Value, tracks: list[Tensor]) -> Value:
         """The result of a movement, with what it says about the labels noted."""
+        if not tracks[0].numel():
+            return Value(tuple(tracks[0].shape), ())  # nothing is left that could be labelled
         pairs = zip(source.tracks, tracks, strict=True)
         return Value(tuple(tracks[0].shape), tuple(moved(self.labels, *pair, node.name) for pair in pairs))
 

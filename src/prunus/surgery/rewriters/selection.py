@@ -44,7 +44,12 @@ def _slice(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
         for x in (argument(node, "start"), argument(node, "end"))
     ]
     step = argument(node, "step")
-    positions = chosen(run, source, dim, torch.arange(size)[slice(bounds[0], bounds[1], step)])
+    before = torch.arange(size)[slice(bounds[0], bounds[1], step)]
+    if not len(before):  # what was empty stays so
+        set_argument(copy, "start", 0)
+        set_argument(copy, "end", 0)
+        return
+    positions = chosen(run, source, dim, before)
     if not len(positions):
         raise SurgeryError(f"nothing is left of the slice {node.name}")
     stride = int(positions[1] - positions[0]) if len(positions) > 1 else 1
