@@ -16,6 +16,7 @@ from prunus.structure.labels import Labels, along, varying
 from prunus.structure.layout import moved
 from prunus.structure.meet import meet
 from prunus.structure.rules import RULES
+from prunus.structure.tables import TAKEN, WHOLE, is_table, table
 from prunus.structure.value import Value
 
 # labels are strided differently from the values: where a view of them does not exist, a copy will do
@@ -77,6 +78,8 @@ class Run:
         folded = self._fold(node, a, values)
         if folded is not None:
             return folded
+        if TAKEN in node.meta or (WHOLE not in node.meta and is_table(node, self.values.__getitem__)):
+            return table(self.labels, node, self.shape(node))
         if rule is not None:
             return rule(self, node, a)
         if torch.Tag.pointwise in node.target.tags:

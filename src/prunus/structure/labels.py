@@ -134,12 +134,17 @@ def _hash(labels: np.ndarray) -> np.ndarray:
 class Labels:
     """Everything that a run of the graph on labels has said so far."""
 
+    checks = False  # whether relations are only checked, not stated
+
     def __init__(self) -> None:
         self.count = 1  # label 0 is neutral
         self.places: list[Place] = []
         self.edges: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.contains: list[tuple[np.ndarray, np.ndarray, str]] = []  # slab, member
         self.locks: list[np.ndarray] = []
+        self.locks_within: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # slab, member that cannot leave without it
         self.holds: list[tuple[np.ndarray, Reason]] = []
         self.produced: list[np.ndarray] = []
         self.grids: list[Grid] = []
@@ -190,8 +195,11 @@ class Labels:
             self.unite(a, b, node)
         return True
 
-    def relate(self, a: np.ndarray, b: np.ndarray, node: str) -> Relation:
-        """State that aligned flat label arrays describe the same positions; returns how `a` relates to `b`."""
+    def relate(self, a: np.ndarray, b: np.ndarray, node: str, lock: bool = True) -> Relation:
+        """State that aligned flat label arrays describe the same positions; returns how `a` relates to `b`.
+
+        With `lock`, labels that a coarser one contains cannot leave alone.
+        """
         used = (a > 0) & (b > 0)
         if not used.all():
             a, b = a[used], b[used]
@@ -207,11 +215,13 @@ class Labels:
             return "same"
         if len(pairs) == distinct_b:
             self.contains.append((pairs[:, 0], pairs[:, 1], node))
-            self.lock(pairs[:, 1])
+            if lock:
+                self.locks_within.append((pairs[:, 0], pairs[:, 1]))
             return "contains"
         if len(pairs) == distinct_a:
             self.contains.append((pairs[:, 1], pairs[:, 0], node))
-            self.lock(pairs[:, 0])
+            if lock:
+                self.locks_within.append((pairs[:, 1], pairs[:, 0]))
             return "inside"
         return "crossed"
 

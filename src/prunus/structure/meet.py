@@ -17,6 +17,7 @@ class _Side:
         self.shared = tuple(axis for axis in self.axes if axis in shared)
         self.covered: set[int] = set()
         self.dropped = False
+        self.open = True
         self.crossed: list[_Side] = []
 
 
@@ -54,6 +55,8 @@ def meet(
             if set(a.shared) & set(b.shared):
                 _compare(labels, node, a, b)
     for side in (*left, *right):
+        side.open = bool(set(side.shared) - side.covered)
+    for side in (*left, *right):
         _settle(labels, node, side, reason)
     return [side.track for side in (*left, *right) if not side.dropped]
 
@@ -70,9 +73,10 @@ def _compare(labels: Labels, node: str, a: _Side, b: _Side) -> None:
     common = tuple(axis for axis in a.shared if axis in b.shared)
     left = labels.project(a.track, common, node)
     right = labels.project(b.track, common, node)
-    relation = labels.relate(
-        compact(left, common).reshape(-1).numpy(), compact(right, common).reshape(-1).numpy(), node
-    )
+    # what another track explains can leave with that one, and need not wait for this one
+    lock = not (set(common) <= a.covered or set(common) <= b.covered)
+    first, second = (compact(side, common).reshape(-1).numpy() for side in (left, right))
+    relation = labels.relate(first, second, node, lock)
     if relation == "crossed":
         a.crossed.append(b)
         return
@@ -89,6 +93,8 @@ def _settle(labels: Labels, node: str, side: _Side, reason: str) -> None:
     if not open_axes:
         return
     for other in side.crossed:
+        if not (other.open or labels.checks):
+            continue  # another track explains it: what is left of this one stays
         # neither explains the other, and nobody else does: they can only leave together
         common = tuple(axis for axis in side.shared if axis in other.shared)
         left = compact(labels.project(side.track, common, node), common).reshape(-1).numpy()

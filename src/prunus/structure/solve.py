@@ -118,6 +118,9 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
     locked = np.zeros(count, bool)
     for lock in labels.locks:
         locked[of_label[lock]] = True
+    for slabs, members in labels.locks_within:
+        inside = of_label[members]
+        locked[inside[inside != of_label[slabs]]] = True  # what is one with its slab leaves with it anyway
     locked &= np.bincount(member, minlength=count) > 0  # what lost its slab to unification is free again
     first = np.full(count, labels.count)
     np.minimum.at(first, of_label, np.arange(labels.count))

@@ -29,6 +29,8 @@ PASSES = 6
 class Replay(Labels):
     """Answers the rules of a second run: labels are those of the first, relations are checked instead of stated."""
 
+    checks = True
+
     def __init__(
         self, structure: Structure, keep: np.ndarray, orders: dict[tuple[str, int], np.ndarray]
     ) -> None:
@@ -69,7 +71,7 @@ class Replay(Labels):
         """Whether they are the same units; what differs is looked at more closely."""
         return np.array_equal(self.unit[a], self.unit[b])
 
-    def relate(self, a: np.ndarray, b: np.ndarray, node: str) -> Relation:
+    def relate(self, a: np.ndarray, b: np.ndarray, node: str, lock: bool = True) -> Relation:
         """Whether aligned labels belong together: the same unit, or one contains the other."""
         used = (a > 0) & (b > 0)
         x, y = self.unit[a[used]], self.unit[b[used]]

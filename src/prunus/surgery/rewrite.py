@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from prunus.structure.packs import Pack
+from prunus.structure.tables import TAKEN, WHOLE, is_table
 from prunus.structure.value import Value
 from prunus.surgery.kept import kept, shaped
 from prunus.surgery.unpack import skipped, unpack
@@ -96,12 +97,31 @@ class Rewriting:
         copy = self.graph.create_node(node.op, node.target, args, kwargs, node.name + self.suffix)  # type: ignore[arg-type]
         copy.meta = {**node.meta, "origin": node.name}
         self.new[node] = copy
+        if is_table(node, lambda n: self.values[n.name]):
+            self._take(node, copy)
+            return
         if node.op == "call_function":
             rewriter = REWRITERS.get(node.target)
             if rewriter is not None and self._touched(node):
                 rewriter(self, node, copy)
         if node.op != "output":
             copy.meta["val"] = shaped(node.meta.get("val"), self.kept(node))
+
+    def _take(self, node: fx.Node, copy: fx.Node) -> None:
+        """Take what stays from a table that the graph counts out."""
+        for axis, line in enumerate(self.kept(node).lines):
+            if line is None:
+                continue
+            source = self.new[node]
+            source.meta.pop(TAKEN, None)
+            source.meta[WHOLE] = True
+            places = self.constant(torch.nonzero(line).flatten(), f"{node.name}_{axis}")
+            taken = self.graph.call_function(aten.index_select.default, (source, axis, places))
+            shape = list(source.meta["val"].shape)
+            shape[axis] = int(line.sum())
+            meta = torch.empty(shape, dtype=source.meta["val"].dtype, device="meta")
+            taken.meta = {**source.meta, "val": meta, TAKEN: True}
+            self.new[node] = taken
 
     def branch(self, keep: Tensor, suffix: str) -> Rewriting:
         """The same graph under another choice of what stays; its nodes are named apart."""
