@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunus.structure import Structure
 from tests.property.form import Do
-from tests.structure.families import free, held, network, pruned
+from tests.structure.families import conv, free, held, image, network, pruned
 
 PLACES = torch.tensor([3, 0, 4])
 
@@ -115,3 +115,23 @@ def test_what_is_written_has_no_channels_to_lose() -> None:
     )
     assert not structure.prunable
     assert "combined with a value" in held(structure)["one"]
+
+
+@pytest.mark.parametrize("name", ["tril", "triu"])
+def test_triangles(name: str) -> None:
+    """Positions of the last two axes stay; heads pass."""
+
+    def forward(self: Do, x: Tensor) -> Tensor:
+        scores = getattr(self.first(x), name)(1)
+        return self.last(scores)
+
+    structure = pruned(network(forward, image(), first=conv(3, 8), last=conv(8, 2)), range(2))
+    assert free(structure) == {"first": 8}
+
+    def over_channels(self: Do, x: Tensor) -> Tensor:
+        return self.last(getattr(self.first(x), name)())
+
+    structure = pruned(
+        network(over_channels, torch.randn(2, 5, 3), first=nn.Linear(3, 8), last=nn.Linear(8, 2)), range(1)
+    )
+    assert "triangle is cut out" in held(structure)["first"]

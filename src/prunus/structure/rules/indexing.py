@@ -108,3 +108,11 @@ def gather(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     )
     mine = Value(line, tuple(t.narrow(dim, 0, 1) for t in value.tracks))
     return Value(shape, tuple(t.expand(shape) for t in run.meet(node, line, mine, others)))
+
+
+@rule("tril", "triu", "tril_", "triu_")
+def triangle(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Which entries become zero depends on their positions along the last two axes."""
+    rank = len(a.self.shape)
+    kept = run.hold(node, a.self, {rank - 2, rank - 1}, "is a position by which a triangle is cut out")
+    return Value(a.self.shape, tuple(kept))
