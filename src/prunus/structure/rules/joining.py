@@ -93,3 +93,13 @@ def stack(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     dim = a.dim % len(shape)
     merged = run.meet(node, a.tensors[0].shape, *a.tensors)
     return Value(shape, tuple(track.unsqueeze(dim).expand(shape) for track in merged))
+
+
+@rule("hstack", "vstack", "row_stack", "dstack", "column_stack")
+def by_axis(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Concatenation along the axis that the operator stands for, of operands that have it."""
+    axes = {"hstack": 1, "vstack": 0, "row_stack": 0, "dstack": 2, "column_stack": 1}
+    a.dim = axes[node.target._schema.name.removeprefix("aten::")]  # type: ignore[union-attr]
+    if any(len(value.shape) < max(2, a.dim + 1) for value in a.tensors):
+        return run.unknown(node)
+    return cat(run, node, a)
