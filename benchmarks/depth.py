@@ -8,21 +8,21 @@ before. The ratio of each row to the one before is what counts.
 
 from __future__ import annotations
 
-import platform
+import gc
 import time
-from datetime import date
-from pathlib import Path
 
 import torch
+from _record import table, write
 from torch import nn
 from torch.nn import functional as F
 
 import prunus
-from prunus.capture import capture
+from prunus.capture import Captured, capture
 from prunus.structure import find_structure
 from prunus.surgery import cut, lift
 
 DEPTHS = (12, 24, 48, 96)
+ROUNDS = 7
 
 
 class Attention(nn.Module):
@@ -68,38 +68,50 @@ def residual(depth: int) -> tuple[nn.Module, torch.Tensor]:
     )
 
 
-def seconds(net: nn.Module, example: torch.Tensor) -> float:
-    captured = capture(net.eval(), example)
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        structure = find_structure(captured)
-        made = prunus.plan(structure, target=prunus.Target(channels=0.5))
-        lift(cut(structure, structure.keep_labels(made.keep)))
-        times.append(time.process_time() - start)
-    return min(times)
+def seconds(captured: Captured) -> float:
+    """CPU seconds of analysis, plan and surgery, once."""
+    gc.collect()
+    start = time.process_time()
+    structure = find_structure(captured)
+    made = prunus.plan(structure, target=prunus.Target(channels=0.5))
+    lift(cut(structure, structure.keep_labels(made.keep)))
+    return time.process_time() - start
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    lines = [
-        "# Time against depth",
-        "",
-        f"`python benchmarks/depth.py`, {date.today()}, torch {torch.__version__}, Python {platform.python_version()}; one thread, CPU seconds for "
-        "analysis, plan and surgery (best of three).",
-        "",
-        "| blocks | transformer s | against half the depth | residual network s | against half the depth |",
-        "|---|---|---|---|---|",
-    ]
-    last: tuple[float, float] | None = None
-    seconds(*transformer(2))  # one-time imports
+    captures = {}
     for depth in DEPTHS:
-        now = seconds(*transformer(depth)), seconds(*residual(depth))
-        ratios = [f"{a / b:.2f}" for a, b in zip(now, last, strict=True)] if last else ["", ""]
-        lines.append(f"| {depth} | {now[0]:.2f} | {ratios[0]} | {now[1]:.2f} | {ratios[1]} |")
-        print(lines[-1], flush=True)
-        last = now
-    (Path(__file__).parent / "results" / "depth.md").write_text("\n".join(lines) + "\n")
+        for kind, make in (("transformer", transformer), ("residual", residual)):
+            net, example = make(depth)
+            captures[kind, depth] = capture(net.eval(), example)
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in captures}
+    for _ in range(ROUNDS):  # taking turns: what disturbs the machine disturbs all depths
+        for key, captured in captures.items():
+            times[key].append(seconds(captured))
+    best = {key: min(values) for key, values in times.items()}
+    rows = []
+    for i, depth in enumerate(DEPTHS):
+        row = [str(depth)]
+        for kind in ("transformer", "residual"):
+            row.append(f"{best[kind, depth]:.2f}")
+            row.append(f"{best[kind, depth] / best[kind, DEPTHS[i - 1]]:.2f}" if i else "")
+        rows.append(row)
+    grown = [f"{best[k, DEPTHS[-1]] / best[k, DEPTHS[0]]:.1f}" for k in ("transformer", "residual")]
+    head = [
+        "blocks",
+        "transformer, s",
+        "against half the depth",
+        "residual network, s",
+        "against half the depth",
+    ]
+    text = f"""# Time against depth
+
+{table(head, rows)}
+
+CPU seconds of analysis, plan and surgery, without export, on one thread; the best of {ROUNDS} rounds in which all depths took turns. Eight
+times the depth takes {grown[0]} and {grown[1]} times as long."""
+    print(write("depth", "python benchmarks/depth.py", text).read_text())
 
 
 if __name__ == "__main__":

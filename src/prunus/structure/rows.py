@@ -101,23 +101,23 @@ def _blocks(rows: np.ndarray, family: dict[int, np.ndarray]) -> np.ndarray | Non
 def _unite_crossing(labels: Labels, units: Units, grids: list[Grid]) -> bool:
     """Rows of two grids that cut across each other cannot both keep equally many: then only whole columns may leave."""
     removable = units.removable
-    partitions: dict[int, list[tuple[np.ndarray, Grid]]] = defaultdict(list)
+    partitions: dict[int, list[tuple[np.ndarray, np.ndarray, Grid]]] = defaultdict(list)
     for grid in grids:
         rows = units.of_label[grid.labels].reshape(-1, grid.labels.shape[-1])
         if (rows == rows[:1]).all() or not removable[rows].all():
             continue
-        for kind in np.unique(units.signature[rows]):
-            of_unit = np.full(units.count, -1)
-            of_unit[rows] = np.arange(len(rows))[:, None]
-            of_unit[units.signature != kind] = -1
-            partitions[int(kind)].append((of_unit, grid))
+        mine, first = np.unique(rows, return_index=True)
+        line = first // rows.shape[1]
+        for kind in np.unique(units.signature[mine]):
+            here = units.signature[mine] == kind
+            partitions[int(kind)].append((mine[here], line[here], grid))
     changed = False
     for found in partitions.values():
-        for i, (a, first) in enumerate(found):
-            for b, second in found[:i]:
-                both = (a >= 0) & (b >= 0)
-                pairs = np.unique(np.stack([a[both], b[both]]), axis=1).shape[1]
-                if pairs > max(len(np.unique(a[both])), len(np.unique(b[both]))):
+        for i, (one, lines, first) in enumerate(found):
+            for other, others, second in found[:i]:
+                _, x, y = np.intersect1d(one, other, assume_unique=True, return_indices=True)
+                pairs = np.unique(np.stack([lines[x], others[y]]), axis=1).shape[1]
+                if pairs > max(len(np.unique(lines[x])), len(np.unique(others[y]))):
                     for grid in (first, second):
                         rows = grid.labels.reshape(-1, grid.labels.shape[-1])
                         labels.unite(
