@@ -259,7 +259,11 @@ CASES: list[tuple[Callable[[Case], None], type[PrunusError], list[str]]] = [
             "submodule",
         ],
     ),
-    (unknown_method, ConfigError, ["unknown method 'l3'.", "Known: bn_scale, geometric_median, index, l1, l2, random."]),
+    (
+        unknown_method,
+        ConfigError,
+        ["unknown method 'l3'.", "Known: bn_scale, geometric_median, index, l1, l2, random."],
+    ),
 ]
 
 
