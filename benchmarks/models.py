@@ -150,10 +150,10 @@ def measure(name: str) -> dict[str, Any]:
     still = _still(copy.deepcopy(net), inputs)
     row["unknown"] = sorted(set(structure.unknown.values()))
     for target in (prunus.Target(channels=0.5), prunus.Target(macs=0.5)):
-        started = time.perf_counter()
+        started = clock()
         if target.unit == "macs":  # as a user would, export included
             result = prunus.compress(net, example, target=target)
-            row["total_s"] = time.perf_counter() - started
+            row["total_s"] = clock() - started
         else:
             result = execute(structure, prunus.plan(structure, target=target))
         report = result.report
@@ -175,24 +175,29 @@ def _exported(model: Any, inputs: Any) -> bool:
 
 
 def _still(model: Any, inputs: Any) -> set[str]:
-    """Names of the parameters that one training step leaves as they were."""
+    """Names of the parameters that get no gradient in training, whatever is dropped at random."""
     import torch
     from torch.utils import _pytree as pytree
 
     model.train()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    double = torch.utils._pytree.tree_map(
+    double = pytree.tree_map(
         lambda x: torch.cat([x, x]) if isinstance(x, torch.Tensor) else x, (inputs.args, inputs.kwargs)
     )
-    out = model(*double[0], **double[1])
-    loss = sum(
-        (x.float() ** 2).mean() + x.float().mean()
-        for x in pytree.tree_leaves(out)
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-    )
-    loss.backward()
-    torch.optim.SGD(model.parameters(), lr=1.0).step()
-    return {n for n, p in model.named_parameters() if torch.equal(before[n], p)}
+    still = {name for name, p in model.named_parameters() if p.requires_grad}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        out = model(*double[0], **double[1])
+        loss = sum(
+            (x.double() ** 2).mean() + x.double().mean()
+            for x in pytree.tree_leaves(out)
+            if isinstance(x, torch.Tensor) and x.is_floating_point()
+        )
+        loss.backward()
+        still -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        if not still:
+            break
+    return still
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -212,7 +217,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"transformers {transformers.__version__}, Python {platform.python_version()}; random weights, one thread, CPU seconds.",
         "",
         f"- {len(good)} of {len(rows)} models: pruned at `Target(channels=0.5)` and `Target(macs=0.5)`, verified, exported again, trained one step.",
-        f"- A training step moves all parameters that it moves in the original in {sum(not r[u]['stuck'] for r in good for u in ('channels', 'macs'))} of {2 * len(good)} results.",
+        f"- Training reaches all parameters that it reaches in the original in {sum(not r[u]['stuck'] for r in good for u in ('channels', 'macs'))} of {2 * len(good)} results.",
         f"- Analysis, plan and surgery against `torch.export` alone: {ratio:.2f} times in the median.",
     ]
     if both:
