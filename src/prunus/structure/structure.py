@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from prunus.capture import Captured
+from prunus.capture.garbage import uncollected
 from prunus.errors import PlanError
 from prunus.structure.groups import Group, find_groups
 from prunus.structure.index import Position, find_positions
@@ -120,6 +121,7 @@ def _tracks(value: Any) -> tuple[Any, ...]:
     return ()
 
 
+@uncollected
 def find_structure(captured: Captured, *, keep_class: bool = False) -> Structure:
     """Run the graph on labels and solve for the groups.
 

@@ -7,6 +7,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunus.capture import Captured
+from prunus.capture.garbage import uncollected
 from prunus.errors import SurgeryError
 from prunus.surgery.devices import follow_device
 from prunus.surgery.inplace import make_trainable
@@ -20,6 +21,7 @@ _UNKNOWN = object()
 _KEPT_META = ("nn_module_stack", "stack_trace")
 
 
+@uncollected
 def lift(small: Captured) -> fx.GraphModule:
     """Turn a captured graph into a module that trains, exports and saves like the model it came from.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prunus.capture import Captured, size_of
+from prunus.capture.garbage import uncollected
 from prunus.errors import SurgeryError
 from prunus.structure import Structure, Value
 from prunus.structure.interpret import Run, where
@@ -123,6 +124,7 @@ class Replay(Labels):
         """Nothing to say."""
 
 
+@uncollected
 def cut(structure: Structure, keep: np.ndarray) -> Captured:
     """The captured model with only the labels in `keep` (labels,): sliced, rewritten, and checked by a second run.
 
