@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=150, **OPTIONS)
+@settings(max_examples=100, **OPTIONS)
 @given(st.data())
 def test_pruned_equals_masked(data: st.DataObject) -> None:
     pick = Drawn(data.draw)
