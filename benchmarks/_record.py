@@ -21,13 +21,18 @@ DATA = ROOT.parent / "shared" / "data"
 
 def data() -> ModuleType:
     """The module that loads trained networks and data; ends the program with a sentence where it is absent."""
-    file = DATA / "load.py"
+    return module_of(DATA / "load.py", "trained networks and data")
+
+
+def module_of(file: Path, what: str) -> ModuleType:
+    """A module beside the repository; ends the program with a sentence where it is absent."""
     if not file.is_file():
-        print(f"Skipped: this benchmark needs trained networks and data, and {file} does not exist.")
+        print(f"Skipped: this benchmark needs {what}, and {file} does not exist.")
         sys.exit(0)
-    spec = importlib.util.spec_from_file_location("load", file)
+    spec = importlib.util.spec_from_file_location(f"beside_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -13,7 +13,6 @@ benchmark says so and stops. Finished models are kept in benchmarks/results/zoo.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -26,24 +25,15 @@ from collections import Counter
 from types import ModuleType
 from typing import Any
 
-from _record import RESULTS, ROOT, table, write
+from _record import RESULTS, ROOT, module_of, table, write
 
 SECONDS, MEMORY_BYTES = 300, 14 << 30
 STORE = RESULTS / "zoo.jsonl"
 
 
 def definitions() -> ModuleType:
-    """The module that builds the architectures; ends the program with a sentence where it is absent."""
-    file = ROOT.parent / "shared" / "zoo" / "zoo.py"
-    if not file.is_file():
-        print(f"Skipped: this benchmark needs definitions of architectures, and {file} does not exist.")
-        sys.exit(0)
-    spec = importlib.util.spec_from_file_location("zoo_definitions", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The module that builds the architectures."""
+    return module_of(ROOT.parent / "shared" / "zoo" / "zoo.py", "definitions of architectures")
 
 
 def measure(name: str, compare: bool) -> dict[str, Any]:

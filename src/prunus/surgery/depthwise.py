@@ -1,7 +1,7 @@
 """Depthwise convolutions in float64, for which torch has no kernel of their own on the CPU.
 
 It loops over the groups and copies windows in each, which is up to ten times slower than adding up shifted
-inputs and would make verification of ConvNeXt and its kin take longer than everything else together.
+inputs and would make verification of networks full of them take longer than everything else together.
 """
 
 import itertools
