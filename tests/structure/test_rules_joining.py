@@ -28,3 +28,25 @@ def test_names_of_concatenation(name: str) -> None:
     parts = {"one": nn.Linear(3, 4), "two": nn.Linear(3, 4), "last": nn.Linear(width, 2)}
     structure = pruned(network(forward, torch.randn(2, 3), **parts), range(2))
     assert sorted(free(structure).values()) == sizes
+
+
+@pytest.mark.parametrize("indexing", ["ij", "xy"])
+def test_meshgrid(indexing: str) -> None:
+    """Rows and columns of a table, each made by a layer."""
+
+    def forward(self: Do, x: Tensor) -> Tensor:
+        rows, columns = self.one(x).mean(0), self.two(x).mean(0)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing=self.indexing), -1).sum(-1)
+        grid = grid if self.indexing == "ij" else grid.T
+        return self.last((self.three(x) @ grid)) * self.four(x)
+
+    parts = {
+        "one": nn.Linear(3, 4),
+        "two": nn.Linear(3, 6),
+        "three": nn.Linear(3, 4),
+        "last": nn.Linear(6, 2),
+        "four": nn.Linear(3, 2),
+    }
+    made = network(forward, torch.randn(2, 3), **parts)
+    made.model.indexing = indexing
+    assert sorted(free(pruned(made)).values()) == [4, 6]

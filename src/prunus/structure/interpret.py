@@ -15,7 +15,7 @@ from prunus.errors import StructureError
 from prunus.structure.labels import Labels, along, varying
 from prunus.structure.layout import moved
 from prunus.structure.meet import meet
-from prunus.structure.rules import RULES
+from prunus.structure.rules import rule_of
 from prunus.structure.tables import TAKEN, WHOLE, is_table, table
 from prunus.structure.value import Value
 
@@ -72,7 +72,7 @@ class Run:
             return source[index] if isinstance(source, (tuple, list)) else self.unknown(node)
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._scalar(node)
-        rule = RULES.get(node.target)
+        rule = rule_of(node.target)
         a = self.bind(node)
         values = list(_values(vars(a).values()))
         folded = self._fold(node, a, values)

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 Counter = Callable[[fx.Node, dict[str, Any]], int]
 
-_COUNTERS: dict[torch._ops.OpOverload, Counter] = {}
+_COUNTERS: dict[torch._ops.OpOverload | str, Counter] = {}  # by operator, or name where it is not of torch
 
 
 def count_params(module: nn.Module) -> int:
@@ -68,7 +68,10 @@ def macs_of(node: fx.Node) -> int:
     Raises:
         SurgeryError: If the call contracts, but the size of an operand is not known.
     """
-    counter = _COUNTERS.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return 0
+    counter = _COUNTERS.get(node.target) or _COUNTERS.get(schema.name)  # type: ignore[arg-type]
     if counter is None:
         return 0
     try:
@@ -80,7 +83,7 @@ def macs_of(node: fx.Node) -> int:
         ) from error
 
 
-def _counts(*operators: torch._ops.OpOverload) -> Callable[[Counter], Counter]:
+def _counts(*operators: torch._ops.OpOverload | str) -> Callable[[Counter], Counter]:
     def register(counter: Counter) -> Counter:
         _COUNTERS.update(dict.fromkeys(operators, counter))
         return counter
@@ -129,6 +132,14 @@ def _linear(node: fx.Node, a: dict[str, Any]) -> int:
 )
 def _product(node: fx.Node, a: dict[str, Any]) -> int:
     return _outputs(node) * size_of(next(iter(a.values())))[-1]
+
+
+@_counts("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def _grouped_product(node: fx.Node, a: dict[str, Any]) -> int:
+    left, right = (size_of(operand) for operand in list(a.values())[:2])
+    # where offsets cut an axis, every position along it meets one matrix of the stack
+    stacked = left[0] if len(left) == len(right) == 3 else 1
+    return stacked * left[-2] * left[-1] * right[-1]
 
 
 @_counts(aten.addmm.default, aten.addmv.default, aten.baddbmm.default, aten.addbmm.default)

@@ -4,8 +4,10 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     attention,
     constants,
     contraction,
+    convolution,
     elementwise,
     fourier,
+    grouped,
     indexing,
     joining,
     movement,
@@ -17,6 +19,6 @@ from prunus.structure.rules import (  # noqa: F401  (imported for registration)
     scattering,
     weights,
 )
-from prunus.structure.rules.registry import RULES, Rule, rule
+from prunus.structure.rules.registry import RULES, Rule, rule, rule_of
 
-__all__ = ["RULES", "Rule", "rule"]
+__all__ = ["RULES", "Rule", "rule", "rule_of"]

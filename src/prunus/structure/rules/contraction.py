@@ -1,4 +1,4 @@
-"""Contractions: linear layers, convolutions, matrix products, einsum, embeddings.
+"""Contractions: linear layers, matrix products, einsum, embeddings.
 
 All are one statement over named axes: `contract` aligns both operands over the union of their names, lets the shared ones
 meet, drops what is summed over, and starts the output with what is left.
@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, fx
 
 from prunus.structure.labels import varying
-from prunus.structure.layout import in_rows
 from prunus.structure.meet import meet
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
@@ -89,7 +88,8 @@ def add_bias(run: Any, node: fx.Node, value: Value, bias: Value | None) -> Value
     return Value(value.shape, tuple(run.meet(node, value.shape, value, bias)))
 
 
-def _produce(run: Any, tracks: Any, axis: int | None = None) -> None:
+def produce(run: Any, tracks: Any, axis: int | None = None) -> None:
+    """These tracks, of those that vary along `axis`, are made by the operator at hand."""
     for track in tracks:
         if axis is None or axis in varying(track):
             run.labels.produce(track)
@@ -99,7 +99,7 @@ def _produce(run: Any, tracks: Any, axis: int | None = None) -> None:
 def linear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     lead = "ABCDEFGHI"[: len(a.input.shape) - 1]
     vector = len(a.weight.shape) == 1
-    _produce(run, a.weight.tracks, None if vector else 0)
+    produce(run, a.weight.tracks, None if vector else 0)
     result = contract(
         run, node, a.input, lead + "k", a.weight, "k" if vector else "nk", lead + ("" if vector else "n")
     )
@@ -127,8 +127,8 @@ def product(run: Any, node: fx.Node, x: Value, y: Value) -> Value:
         + ("n" if "n" in yn else "")
     )
     # an operand that is a parameter makes new channels
-    _produce(run, x.tracks, len(x.shape) - 2 if len(x.shape) > 1 else None)
-    _produce(run, y.tracks, len(y.shape) - 1 if len(y.shape) > 1 else None)
+    produce(run, x.tracks, len(x.shape) - 2 if len(x.shape) > 1 else None)
+    produce(run, y.tracks, len(y.shape) - 1 if len(y.shape) > 1 else None)
     return contract(run, node, x, xn, y, yn, out)
 
 
@@ -141,7 +141,7 @@ def addmm(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
 @rule("bilinear")
 def bilinear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     lead = "ABCDEFGHI"[: len(a.input1.shape) - 1]
-    _produce(run, a.weight.tracks, 0)
+    produce(run, a.weight.tracks, 0)
     half = contract(run, node, a.input1, lead + "j", a.weight, "njk", lead + "nk")
     return add_bias(
         run, node, contract(run, node, half, lead + "nk", a.input2, lead + "k", lead + "n"), a.bias
@@ -160,7 +160,7 @@ def einsum(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     inputs, out = equation.split("->")
     terms = inputs.split(",")
     for value in operands:
-        _produce(run, value.tracks if len(terms) > 1 else ())
+        produce(run, value.tracks if len(terms) > 1 else ())
     value, names = operands[0], terms[0]
     if len(terms) == 1:
         one = Value((1,) * 0)
@@ -186,74 +186,3 @@ def embedding(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         first = Value(shapes[0], tuple(t.expand(shapes[0]) for t in tracks))
         return (first, *run.solid(node)[1:])
     return Value(shapes, tuple(t.expand(shapes) for t in tracks))
-
-
-# ---------------------------------------------------------------------- convolution
-@rule("conv1d", "conv2d", "conv3d")
-def conv(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    return _convolve(run, node, a.input, a.weight, a.bias, a.groups, transposed=False)
-
-
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def conv_transpose(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    return _convolve(run, node, a.input, a.weight, a.bias, a.groups, transposed=True)
-
-
-@rule("convolution", "_convolution")
-def convolution(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    return _convolve(run, node, a.input, a.weight, a.bias, a.groups, transposed=bool(a.transposed))
-
-
-def _convolve(
-    run: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool
-) -> Value:
-    shape = run.shape(node)
-    n = len(weight.shape) - 2
-    space = set(range(len(x.shape) - n, len(x.shape)))
-    x = Value(x.shape, tuple(run.hold(node, x, space, "is a position in space for a convolution")))
-    weight = Value(
-        weight.shape, tuple(run.hold(node, weight, set(range(2, n + 2)), "is a position in a kernel"))
-    )
-    batched = len(x.shape) == n + 2
-    _produce(run, weight.tracks, 1 if transposed else 0)
-    point = _first_position(x, n)  # labels do not vary in space: contract at one position
-    if not batched:
-        point = Value((1, *point.shape), tuple(t.unsqueeze(0) for t in point.tracks))
-    taps = 1
-    for size in weight.shape[2:]:
-        taps *= size
-    kernel = _first_position(weight, n)
-    channels = shape[1] if batched else shape[0]
-    spots = 1
-    for size in (x.shape if transposed else shape)[-n:]:
-        spots *= size
-    if groups == 1:
-        result = contract(
-            run, node, point, "bk", kernel, "kn" if transposed else "nk", "bn", macs=taps * spots
-        )
-    else:
-        grouped = _grouped(run, node, point, 1, groups)
-        if transposed:
-            k = _grouped(run, node, kernel, 0, groups)
-            result = contract(run, node, grouped, "bgk", k, "gkn", "bgn", macs=taps * spots)
-        else:
-            k = _grouped(run, node, kernel, 0, groups)
-            result = contract(run, node, grouped, "bgk", k, "gnk", "bgn", macs=taps * spots)
-        flat = (result.shape[0], channels)
-        result = Value(flat, tuple(t.reshape(flat) for t in result.tracks))
-    if bias is not None:
-        result = add_bias(run, node, result, bias)
-    tracks = tuple(t if batched else t[0] for t in result.tracks)
-    lead = shape[: len(shape) - n]
-    return Value(shape, tuple(t.reshape(*lead, *(1,) * n).expand(shape) for t in tracks))
-
-
-def _first_position(value: Value, n: int) -> Value:
-    lead = len(value.shape) - n
-    index = (slice(None),) * lead + (0,) * n
-    return Value(value.shape[:lead], tuple(t[index] for t in value.tracks))
-
-
-def _grouped(run: Any, node: fx.Node, value: Value, axis: int, groups: int) -> Value:
-    shape = (*value.shape[:axis], groups, value.shape[axis] // groups, *value.shape[axis + 1 :])
-    return Value(shape, tuple(in_rows(run.labels, track, shape, node.name) for track in value.tracks))

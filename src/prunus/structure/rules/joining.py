@@ -103,3 +103,20 @@ def by_axis(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     if any(len(value.shape) < max(2, a.dim + 1) for value in a.tensors):
         return run.unknown(node)
     return cat(run, node, a)
+
+
+@rule("meshgrid")
+def meshgrid(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Every operand lies along an axis of its own of all results."""
+    results = run.shapes(node)
+    shape = results[0]
+    order = list(range(len(shape)))
+    if getattr(a, "indexing", "ij") == "xy" and len(order) > 1:
+        order[:2] = 1, 0
+    tracks = [
+        along(track.reshape(-1), (order[i],), shape)
+        for i, value in enumerate(a.tensors)
+        for track in value.tracks
+        if varying(track)
+    ]
+    return tuple(Value(shape, tuple(tracks)) for _ in results)

@@ -14,21 +14,30 @@ import torch
 
 Rule = Callable[[Any, torch.fx.Node, SimpleNamespace], Any]
 
-RULES: dict[Any, Rule] = {}
+RULES: dict[Any, Rule] = {}  # by operator, or by the name of one that is not of torch: "library::name"
 
 
 def rule(*names: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a rule for all overloads of the named aten operators (or for one, written `name.overload`)."""
+    """Register a rule for all overloads of the named operators of torch, or for one, written `name.overload`.
+
+    Operators of other libraries, or of your own, are named as they were defined, `library::name`; they need not be known yet.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
-            for op in overloads(name):
+            for op in [name] if "::" in name else overloads(name):
                 if op in RULES:
                     raise RuntimeError(f"two rules for {op}")
                 RULES[op] = function if not options else _with_options(function, options)
         return function
 
     return register
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule for an operator, if there is one."""
+    found = RULES.get(target)
+    return found or RULES.get(target._schema.name)
 
 
 def _with_options(function: Callable[..., Any], options: dict[str, Any]) -> Rule:
