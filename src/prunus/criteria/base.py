@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -45,19 +45,38 @@ class GroupView:
         size: number of units.
         members: weights of two or more dimensions that the group occupies.
         seed: a number that differs between groups and is the same in every run.
+        evidence: what calibration data says, for criteria with `needs`: key -> layer -> (units, ...) sums per sample.
+        multiplied: the units disappear in a product of two activations, as pairs of queries and keys do.
     """
 
     name: str
     size: int
     members: tuple[MemberView, ...]
     seed: int = 0
+    evidence: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
+    multiplied: bool = False
+
+    def seen(self, key: str, *, required: bool = True) -> dict[str, Tensor]:
+        """Layer -> (units, ...) sums per sample, of one of the criterion's needs.
+
+        Raises:
+            ConfigError: there are none, and they are required.
+        """
+        found = dict(self.evidence.get(key, {}))
+        if not found and required:
+            raise ConfigError(
+                f"{key.partition(':')[0]} has seen no data for group {self.name!r}: pass data=, an iterable of batches like the "
+                f"example inputs. Where the group's channels are never read, leave it alone with hold={[self.name]!r}."
+            )
+        return found
 
 
 @runtime_checkable
 class Criterion(Protocol):
     """Scores the units of a group: high = keep.
 
-    Any object with a `score` method will do, and so does a plain callable `(GroupView) -> Tensor`.
+    Any object with a `score` method will do, and so does a plain callable `(GroupView) -> Tensor`. One that looks at
+    calibration data says so with an attribute `needs`, a tuple of `prunus.evidence.Need`.
     """
 
     name: ClassVar[str]
@@ -81,6 +100,21 @@ def register(name: str) -> Callable[[type], type]:
         return cls
 
     return add
+
+
+def chosen_from(criterion: object, **known: tuple[object, ...]) -> None:
+    """Check options of a criterion.
+
+    Raises:
+        ConfigError: values that are none of the known ones; all of them at once.
+    """
+    problems = [
+        f"{name}={getattr(criterion, name)!r} is none of {', '.join(map(repr, values))}"
+        for name, values in known.items()
+        if getattr(criterion, name) not in values or type(getattr(criterion, name)) not in map(type, values)
+    ]
+    if problems:
+        raise ConfigError(f"{type(criterion).__name__}: " + "; ".join(problems))
 
 
 def as_criterion(method: object) -> Criterion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,17 @@ from prunus.criteria.normalize import NORMALIZERS
 from prunus.criteria.options import Options
 from prunus.criteria.views import Views
 from prunus.errors import PlanError
+from prunus.evidence import Evidence
 from prunus.structure import Group, Structure
 
 
 def score_groups(
-    structure: Structure, criterion: Any, groups: Sequence[Group], options: Options
+    structure: Structure,
+    criterion: Any,
+    groups: Sequence[Group],
+    options: Options,
+    evidence: Evidence | None = None,
+    multiplied: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Group name -> (units,) float64 scores, normalized and combined as the options say; high = keep.
 
@@ -26,7 +32,7 @@ def score_groups(
         PlanError: scores of another shape or not finite, or that cannot be normalized.
         ConfigError: the criterion cannot score a group.
     """
-    views = Views(structure)
+    views = Views(structure, evidence, multiplied)
     return {
         group.name: over_rows(
             over_layers(criterion, views.group(group), options), group.rows, options.group_policy
@@ -48,12 +54,21 @@ def over_layers(criterion: Any, view: GroupView, options: Options) -> np.ndarray
 
 
 def by_layer(view: GroupView) -> tuple[GroupView, ...]:
-    """One view for each layer that makes the group's channels, with its own weights alone; else the view itself."""
+    """One view for each layer that makes the group's channels, with its own weights and outputs alone; else the view itself."""
     layers: dict[str, list[Any]] = {}
     for member in view.members:
         if member.produces:
             layers.setdefault(member.parameter.rpartition(".")[0], []).append(member)
-    return tuple(dataclasses.replace(view, members=tuple(members)) for members in layers.values()) or (view,)
+    return tuple(
+        dataclasses.replace(
+            view,
+            members=tuple(members),
+            evidence={
+                key: {layer: seen[layer]} if layer in seen else seen for key, seen in view.evidence.items()
+            },
+        )
+        for layer, members in layers.items()
+    ) or (view,)
 
 
 def over_rows(scores: np.ndarray, rows: np.ndarray | None, policy: str) -> np.ndarray:

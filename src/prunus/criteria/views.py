@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -12,15 +12,26 @@ import torch
 from torch import Tensor
 
 from prunus.criteria.base import GroupView, MemberView
+from prunus.evidence import Evidence
 from prunus.structure import Group, Structure
 from prunus.structure.index import Position
 
 
 class Views:
-    """Makes a `GroupView` for each group of a structure; batch normalizations are folded once."""
+    """Makes a `GroupView` for each group of a structure; batch normalizations are folded once.
 
-    def __init__(self, structure: Structure) -> None:
+    Args:
+        structure: the structure.
+        evidence: what calibration data says, if there is any.
+        multiplied: names of the groups whose units disappear in a product of two activations, where a criterion asks.
+    """
+
+    def __init__(
+        self, structure: Structure, evidence: Evidence | None = None, multiplied: Collection[str] = ()
+    ) -> None:
         self.structure = structure
+        self.evidence = evidence
+        self.multiplied = multiplied
         self.folded = _batch_norm_gains(structure)
         self.scales = _batch_norm_scales(structure)
 
@@ -38,7 +49,13 @@ class Views:
             produces = made.get((name, position.axis), False)
             scale = self.scales.get(position.placeholder) if produces else None
             members.append(PlacedMember(name, position, produces, tensor.detach(), gain, scale, group.size))
-        return GroupView(group.name, group.size, tuple(members), zlib.crc32(group.name.encode()))
+        seen = (
+            {key: self.evidence.per_sample(key, group.name) for key in self.evidence.sums}
+            if self.evidence
+            else {}
+        )
+        seed = zlib.crc32(group.name.encode())
+        return GroupView(group.name, group.size, tuple(members), seed, seen, group.name in self.multiplied)
 
 
 class PlacedMember(MemberView):

@@ -1,0 +1,165 @@
+"""Bring activations of any layout into one: channels first, then samples, then what is left as the map."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from prunus.capture.sizes import is_symbolic
+from prunus.evidence.places import Place, Spot
+
+__all__ = ["Arrangement", "Operands", "arrangement", "operands"]
+
+
+class Arrangement:
+    """How the values of one node become (positions, samples, *map).
+
+    Attributes:
+        units: (positions,) the unit at each position.
+    """
+
+    def __init__(self, node: fx.Node, spot: Spot) -> None:
+        value = node.meta["val"]
+        self._splits: list[
+            tuple[int, int, bool]
+        ] = []  # axis, number of labels along it, labels are the outer part
+        labels = spot.units
+        for i, axis in reversed(list(enumerate(spot.axes))):
+            split = _split(np.moveaxis(labels, i, 0), is_symbolic(value.shape[axis]))
+            if split is not None:
+                count, outer = split
+                self._splits.append((axis, count, outer))
+                taken = np.arange(count) * (labels.shape[i] // count if outer else 1)
+                labels = labels.take(taken, i)
+        axes = {axis: i for i, axis in enumerate(spot.axes)}
+        split_axes = {axis: outer for axis, _, outer in self._splits}
+        order, rest, sample = [0] * len(axes), [], None
+        position = 0
+        for axis, size in enumerate(value.shape):
+            if axis in split_axes:
+                outer = split_axes[axis]
+                order[axes[axis]] = position + (0 if outer else 1)
+                other = position + (1 if outer else 0)
+                rest.append(other)
+                sample = other if sample is None and is_symbolic(size) else sample
+                position += 2
+                continue
+            if axis in axes:
+                order[axes[axis]] = position
+            else:
+                rest.append(position)
+                sample = position if sample is None and is_symbolic(size) else sample
+            position += 1
+        sample = rest[0] if sample is None and rest else sample
+        self.has_samples = sample is not None
+        rest = [axis for axis in rest if axis != sample]
+        self.rows = labels  # of the axes with labels, in their order
+        self._order = (*order, *(() if sample is None else (sample,)), *rest)
+        flat = labels.reshape(-1)
+        self._taken = None if (flat >= 0).all() else torch.from_numpy(np.flatnonzero(flat >= 0))
+        self.units = torch.from_numpy(flat[flat >= 0].copy())
+
+    def with_axes(self, x: Tensor) -> Tensor:
+        """(sizes of the axes with labels..., samples, *map)."""
+        for axis, count, outer in self._splits:  # later axes first
+            shape = (count, -1) if outer else (-1, count)
+            x = x.reshape(*x.shape[:axis], *shape, *x.shape[axis + 1 :])
+        x = x.permute(self._order)
+        return x if self.has_samples else x.unsqueeze(self.rows.ndim)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(positions, samples, *map) of the positions that have a unit."""
+        x = self.with_axes(x)
+        labelled = self.rows.ndim
+        x = x.reshape(math.prod(x.shape[:labelled]), *x.shape[labelled:])
+        return x if self._taken is None else x.index_select(0, self._taken.to(x.device))
+
+
+def _split(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:
+    """Along axis 0: how many labels take turns (with the batch outside), or stand in runs (with the map inside).
+
+    Args:
+        labels: (n, ...).
+        merged: the batch is part of this axis.
+    """
+    n = len(labels)
+    changes = np.flatnonzero((labels[1:] != labels[:-1]).reshape(n - 1, -1).any(1)) + 1
+    run = math.gcd(n, *changes.tolist()) if len(changes) else n
+    if 1 < run < n and len(changes) == n // run - 1:
+        return n // run, True
+    if merged:
+        for period in range(1, n):
+            if (
+                n % period == 0
+                and (labels == np.tile(labels[:period], (n // period, *(1,) * (labels.ndim - 1)))).all()
+            ):
+                return period, False
+    return None
+
+
+class Operands:
+    """How the two operands of a product become (samples, rows, n, columns), row facing row and column facing column.
+
+    Attributes:
+        units: (rows, columns) numbers of units, -1 for none.
+    """
+
+    def __init__(self, left: Arrangement, right: Arrangement, rows: np.ndarray | None) -> None:
+        self._left, self._right = left, right
+        self._column = _column_axis(left.rows, rows), _column_axis(right.rows, rows)
+        mine, theirs = (_as_rows(a.rows, c) for a, c in zip((left, right), self._column, strict=True))
+        known = {tuple(row): i for i, row in enumerate(theirs.tolist())}
+        pairs = [
+            (i, known[tuple(row)])
+            for i, row in enumerate(mine.tolist())
+            if tuple(row) in known and max(row) >= 0
+        ]
+        self.units = mine[[i for i, _ in pairs]] if pairs else mine[:0]
+        self._pairs = (
+            tuple(torch.tensor(side, dtype=torch.long) for side in zip(*pairs, strict=True)) if pairs else ()
+        )
+
+    def __call__(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Both operands as (samples, rows, n, columns)."""
+        sides = zip((self._left, self._right), (left, right), self._column, self._pairs, strict=True)
+        return tuple(self._side(*side) for side in sides)  # pyright: ignore[reportReturnType]
+
+    @staticmethod
+    def _side(arranged: Arrangement, x: Tensor, column: int, taken: Tensor) -> Tensor:
+        x = arranged.with_axes(x)
+        labelled = arranged.rows.ndim
+        rows = [axis for axis in range(labelled) if axis != column]
+        x = x.permute(*rows, labelled, *range(labelled + 1, x.dim()), column)
+        count = len(rows)
+        x = x.reshape(math.prod(x.shape[:count]), x.shape[count], -1, x.shape[-1])
+        return x.index_select(0, taken.to(x.device)).transpose(0, 1)
+
+
+def _column_axis(units: np.ndarray, rows: np.ndarray | None) -> int:
+    """The axis with labels along which the units of one row of the group lie."""
+    if units.ndim == 1 or rows is None:
+        return units.ndim - 1
+    row_of = np.full(int(rows.max()) + 1, -1)
+    for number, row in enumerate(rows):
+        row_of[row] = number
+    named = np.where(units >= 0, row_of[units], -1)
+    inside = [axis for axis in range(units.ndim) if (named == named.take([0], axis)).all()]
+    return inside[-1] if inside else units.ndim - 1
+
+
+def _as_rows(units: np.ndarray, column: int) -> np.ndarray:
+    return np.moveaxis(units, column, -1).reshape(-1, units.shape[column])
+
+
+def arrangement(place: Place) -> Arrangement:
+    """How the value of a place becomes (positions, samples, *map)."""
+    return Arrangement(place.node, place.spot)
+
+
+def operands(place: Place, rows: np.ndarray | None) -> Operands:
+    """How the operands of a product become (samples, rows, n, columns)."""
+    assert place.other is not None and place.other_spot is not None
+    return Operands(arrangement(place), Arrangement(place.other, place.other_spot), rows)

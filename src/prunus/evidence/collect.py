@@ -1,0 +1,272 @@
+"""One pass over the calibration data, in which all that was asked for is summed; no batch is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from prunus.capture import architecture_hash
+from prunus.errors import ConfigError
+from prunus.evidence.arrange import Arrangement, Operands, arrangement, operands
+from prunus.evidence.batches import Batch, checked_batches, length_of
+from prunus.evidence.interpret import Pass, ancestors
+from prunus.evidence.losses import loss_of
+from prunus.evidence.needs import Need
+from prunus.evidence.places import Place, Places
+from prunus.evidence.store import Evidence, Sums, added
+from prunus.structure import Group, Structure
+
+__all__ = ["Progress", "collect", "wanted"]
+
+_REHEARSED = 2  # samples of the first batch that are run once more to tell the time
+GROUP = "*"  # stands for all layers of a group
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pass is.
+
+    Attributes:
+        batches: how many are done.
+        total: how many there are, None where nobody knows.
+        seconds: spent so far.
+        seconds_left: about, None where nobody knows. Before the first batch: what is expected for all.
+    """
+
+    batches: int
+    total: int | None
+    seconds: float
+    seconds_left: float | None
+
+
+def wanted(structure: Structure, needs: Sequence[Need], groups: Sequence[Group]) -> set[tuple[str, str]]:
+    """(key, group) of all sums that these needs mean for these groups; empty where no data is needed at all."""
+    if not needs:
+        return set()
+    places = Places(structure, groups)
+    return {(need.key, place.group) for need in needs for place in places.at(need.where)}
+
+
+def collect(
+    structure: Structure,
+    needs: Sequence[Need],
+    data: Any,
+    *,
+    groups: Sequence[Group] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evidence:
+    """Run the original network over the data once, and sum what the needs say.
+
+    Memory does not grow with the data: only sums are kept. Processes may each take a share, see `Evidence.merge`.
+
+    Args:
+        structure: from `prunus.analyze`.
+        needs: what criteria ask for: `criterion.needs`.
+        data: an iterable of batches, each a tensor, tuple, dictionary or `prunus.Inputs` like the example inputs; what a batch
+            has beyond them counts as labels. One tensor, dictionary or `Inputs` of all samples is cut into batches.
+        groups: those that are asked for; by default all that can be pruned.
+        loss: `(outputs, batch) -> scalar`, averaged over the batch, for criteria that use gradients. By default the
+            cross-entropy of the outputs with the integer labels in the batches.
+        progress: called before the first batch with the time to expect, and after every batch.
+
+    Raises:
+        ConfigError: data that is empty, does not fit the model, or is not finite; names the batch.
+    """
+    chosen = structure.prunable if groups is None else groups
+    needs = list({need.key: need for need in needs}.values())
+    if data is None:
+        raise ConfigError("data is missing: pass an iterable of batches like the example inputs")
+    pass_ = _Collector(structure, needs, chosen, loss)
+    total, batches, samples = length_of(data), 0, 0
+    start = time.perf_counter()
+    for batch in checked_batches(structure.captured, data):
+        if progress is not None and not batches:
+            expected = pass_.rehearse(batch)
+            progress(Progress(0, total, 0.0, expected and total and expected * total))
+        pass_.take(batch, pass_.sums)
+        batches, samples = batches + 1, samples + batch.samples
+        if progress is not None:
+            spent = time.perf_counter() - start
+            progress(Progress(batches, total, spent, total and spent / batches * max(total - batches, 0)))
+    return Evidence(architecture_hash(structure.captured), samples, pass_.sums)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One need at one place."""
+
+    need: Need
+    place: Place
+    arranged: Arrangement | Operands
+
+
+class _Collector:
+    def __init__(
+        self, structure: Structure, needs: Sequence[Need], groups: Sequence[Group], loss: Any
+    ) -> None:
+        self.structure, self.loss = structure, loss
+        self.sums: Sums = {}
+        self._sizes = {group.name: group.size for group in groups}
+        rows = {group.name: group.rows for group in groups}
+        places = Places(structure, groups)
+        self._at: dict[fx.Node, list[_Job]] = {}
+        self._before: dict[fx.Node, list[_Job]] = {}
+        self._gradients: dict[tuple[fx.Node, fx.Node], list[_Job]] = {}
+        for need in needs:
+            for place in places.at(need.where):
+                self._add(need, place, rows[place.group])
+        self._finish = {need.key: need.finish for need in needs}
+        self._pass = Pass(structure.captured, self._needed())
+
+    def _add(self, need: Need, place: Place, rows: Any) -> None:
+        if need.where == "product":
+            job = _Job(need, place, operands(place, rows))
+        elif need.gradients and place.layer.endswith(":1"):
+            return  # the other operand of the same product: what it loses is the same
+        else:
+            job = _Job(need, place, arrangement(place))
+        if place.reader is None:
+            self._at.setdefault(place.node, []).append(job)
+        elif need.gradients:
+            self._gradients.setdefault((place.reader, place.node), []).append(job)
+        else:
+            self._before.setdefault(place.reader, []).append(job)
+
+    def _needed(self) -> set[fx.Node]:
+        graph = self.structure.captured.graph
+        if self._gradients:
+            return set(graph.nodes)
+        nodes = {*self._at, *(operand for reader in self._before for operand in reader.all_input_nodes)}
+        return ancestors(nodes | set(self._before))
+
+    # ------------------------------------------------------------------ one batch
+    def take(self, batch: Batch, sums: Sums) -> None:
+        """Add the sums of a batch."""
+        if not (self._at or self._before or self._gradients):
+            return
+        leaves = dict(zip(self.structure.captured.inputs, batch.leaves, strict=True))
+
+        def look(node: fx.Node, value: Any) -> None:
+            for job in self._at.get(node, ()):
+                self._measure(job, (value,), sums)
+
+        def before(reader: fx.Node, values: dict[fx.Node, Any]) -> None:
+            for job in self._before.get(reader, ()):
+                seen = (job.place.node, *((job.place.other,) if job.need.where == "product" else ()))
+                self._measure(job, tuple(values[n] for n in seen if n is not None), sums)
+
+        if not self._gradients:
+            with torch.no_grad():
+                self._pass.run(leaves, look, None, before)
+            return
+        effects = _Effects(self._gradients, self._sizes, batch.samples)
+        with torch.enable_grad():
+            found = self._pass.run(leaves, look, effects.replace, before)
+            outputs = pytree.tree_unflatten(found, self.structure.captured.out_spec)
+            loss_of(self.loss, outputs, batch).backward()
+        for (key, group), totals in effects.totals().items():
+            finish = self._finish[key]
+            added(sums, key, group, GROUP, totals if finish is None else finish(totals))
+
+    @torch.no_grad()
+    def _measure(self, job: _Job, values: tuple[Any, ...], sums: Sums) -> None:
+        name, size = job.place.group, self._sizes[job.place.group]
+        if isinstance(job.arranged, Operands):
+            if not job.arranged.units.size:
+                return
+            found = job.need.measure(*job.arranged(*values), torch.from_numpy(job.arranged.units))
+            total = found.new_zeros(size, *found.shape[1:])
+            total[: len(found)] = found
+        else:
+            total = _by_unit(job.need.measure(job.arranged(values[0].detach())), job.arranged.units, size)
+        if not bool(torch.isfinite(total).all()):
+            raise ConfigError(
+                f"{job.need.key}: the activations of {job.place.layer!r} are NaN or infinite on this data, so its sums are too"
+            )
+        added(sums, job.need.key, name, job.place.layer, total)
+
+    def rehearse(self, batch: Batch) -> float | None:
+        """About how many seconds a batch like this takes, from a few of its samples; None where it cannot be cut."""
+        if self.structure.captured.batch is None or batch.samples < 2 * _REHEARSED:
+            return None
+        cut = [
+            leaf[:_REHEARSED]
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch.samples
+            else leaf
+            for leaf in batch.leaves
+        ]
+        with contextlib.suppress(ConfigError):  # labels that are not cut with it
+            loss, self.loss = self.loss, _any_loss if self._gradients else self.loss
+            start = time.perf_counter()
+            try:
+                self.take(Batch(tuple(cut), batch.given, (), _REHEARSED), {})
+            finally:
+                self.loss = loss
+            return (time.perf_counter() - start) * batch.samples / _REHEARSED
+        return None
+
+
+def _any_loss(outputs: Any, batch: Any) -> Tensor:
+    floats = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    return torch.stack([x.float().mean() for x in floats]).sum()
+
+
+def _by_unit(found: Tensor, units: Tensor, size: int) -> Tensor:
+    """(positions, ...) added up by unit: (size, ...)."""
+    found = found.double()
+    return found.new_zeros(size, *found.shape[1:]).index_add_(0, units.to(found.device), found)
+
+
+class _Effects:
+    """What removing units would change in the loss, to first order, read after read."""
+
+    def __init__(
+        self, jobs: dict[tuple[fx.Node, fx.Node], list[_Job]], sizes: dict[str, int], samples: int
+    ) -> None:
+        self._jobs, self._sizes, self._samples = jobs, sizes, samples
+        self._found: dict[tuple[str, str], list[Tensor]] = {}
+
+    def replace(self, reader: fx.Node, operand: fx.Node, value: Any) -> Any:
+        """The same value, whose gradient is that through this reader alone."""
+        jobs = self._jobs.get((reader, operand))
+        if jobs is None or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        alias = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        given = value.detach()
+
+        def hook(gradient: Tensor) -> None:
+            with torch.no_grad():
+                for job in jobs:
+                    assert isinstance(job.arranged, Arrangement)
+                    found = job.need.measure(job.arranged(given * gradient * self._samples))
+                    size = self._sizes[job.place.group]
+                    by_unit = _by_unit(found, job.arranged.units, size)
+                    self._found.setdefault((job.need.key, job.place.group), []).append(
+                        self._of_samples(by_unit)
+                    )
+
+        alias.register_hook(hook)
+        return alias
+
+    def _of_samples(self, found: Tensor) -> Tensor:
+        """(units, samples), where samples were laid out as several each, such as windows."""
+        if found.shape[1] != self._samples and found.shape[1] % self._samples == 0:
+            return found.reshape(len(found), self._samples, -1).sum(2)
+        return found
+
+    def totals(self) -> dict[tuple[str, str], Tensor]:
+        """(key, group) -> (units, samples); one column where not all of its reads know samples."""
+        totals = {}
+        for place, parts in self._found.items():
+            if any(part.shape[1] != parts[0].shape[1] for part in parts):
+                parts = [part.sum(1, keepdim=True) for part in parts]
+            totals[place] = torch.stack(parts).sum(0)
+        return totals

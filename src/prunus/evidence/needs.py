@@ -1,0 +1,39 @@
+"""What a criterion asks of calibration data: where to look, and which sums to take there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Where = Literal["made", "used", "read", "product"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Sums over the calibration data, taken wherever the channels of a group lie.
+
+    Attributes:
+        key: names the sums in what is saved; equal keys are equal sums.
+        where: at which values of the network:
+
+            - `"made"`: what each layer that makes the channels puts out, before normalization and activation;
+            - `"used"`: what the layers that read the channels see, after activation; before what only flattens or averages maps;
+            - `"read"`: exactly what each layer that reads them sees;
+            - `"product"`: both operands of a product of two activations in which the channels disappear (queries and keys).
+        measure: for `"made"`, `"used"` and `"read"`: takes activations of shape (positions, samples, *map) and returns
+            (positions, ...) sums over the samples. For `"product"`: takes the two operands as (samples, rows, n, columns) and
+            (samples, rows, m, columns), and (rows, columns) numbers of units, -1 for none; returns (units, ...) sums, the
+            units up to the greatest number.
+        gradients: `measure` takes activations times the gradient of the loss instead, and returns (positions, samples) sums,
+            which are added over all places of a group.
+        finish: with `gradients`: turns (units, samples) into (units, ...) sums over the samples.
+    """
+
+    key: str
+    where: Where
+    measure: Callable[..., Tensor]
+    gradients: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
