@@ -38,7 +38,7 @@ def test_meshgrid(indexing: str) -> None:
         rows, columns = self.one(x).mean(0), self.two(x).mean(0)
         grid = torch.stack(torch.meshgrid(rows, columns, indexing=self.indexing), -1).sum(-1)
         grid = grid if self.indexing == "ij" else grid.T
-        return self.last((self.three(x) @ grid)) * self.four(x)
+        return self.last(self.three(x) @ grid) * self.four(x)
 
     parts = {
         "one": nn.Linear(3, 4),

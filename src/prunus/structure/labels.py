@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.structure.hashing import hashed, unique_pairs
+
 Relation = Literal["same", "contains", "inside", "crossed"]
 
 
@@ -123,14 +125,6 @@ def rows_of(
     return labels.permute(*kept, *dropped).reshape(int(np.prod(sizes)), -1).numpy(), sizes
 
 
-def _hash(labels: np.ndarray) -> np.ndarray:
-    """A well mixed 64-bit value per label (splitmix64), so that sums identify sets."""
-    z = labels.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 class Labels:
     """Everything that a run of the graph on labels has said so far."""
 
@@ -147,6 +141,7 @@ class Labels:
         ] = []  # slab, member that cannot leave without it
         self.holds: list[tuple[np.ndarray, Reason]] = []
         self.produced: list[np.ndarray] = []
+        self.features: list[np.ndarray] = []
         self.grids: list[Grid] = []
         self.cuts: list[tuple[np.ndarray, str]] = []
         self.works: list[Work] = []
@@ -184,6 +179,10 @@ class Labels:
         """Some contraction makes these indices: they may be removed."""
         self.produced.append(np.unique(compact(track, varying(track)).numpy()))
 
+    def feature(self, track: Tensor) -> None:
+        """A layer sums over these indices: they may be removed, even where a table makes them and no layer."""
+        self.features.append(np.unique(compact(track, varying(track)).numpy()))
+
     def unite(self, a: np.ndarray, b: np.ndarray, node: str) -> None:
         self.edges.append((a, b, node))
 
@@ -208,7 +207,7 @@ class Labels:
         if (np.diff(a) > 0).all() and (np.diff(b) > 0).all():
             self.unite(a, b, node)
             return "same"
-        pairs = np.unique(np.stack([a, b], 1), axis=0) if len(a) < 64 else _unique_pairs(a, b, self.count)
+        pairs = np.unique(np.stack([a, b], 1), axis=0) if len(a) < 64 else unique_pairs(a, b, self.count)
         distinct_a, distinct_b = len(np.unique(pairs[:, 0])), len(np.unique(pairs[:, 1]))
         if len(pairs) == distinct_a == distinct_b:
             self.unite(pairs[:, 0], pairs[:, 1], node)
@@ -251,7 +250,7 @@ class Labels:
         rows, sizes = rows_of(labels, axes, keep)
         if (rows == rows[:, :1]).all():
             return torch.from_numpy(rows[:, 0].copy()).reshape(sizes)
-        keys = _hash(rows).sum(1, dtype=np.uint64)
+        keys = hashed(rows).sum(1, dtype=np.uint64)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         appearance = np.argsort(np.argsort(first))  # number slabs in the order in which they appear
         slabs = self._number(len(first)).numpy()
@@ -294,8 +293,3 @@ class Labels:
             tuple(compact(t, tuple(sorted(axes))).numpy() for t in members) for axes, members in clusters
         )
         self.works.append(Work(node, constant, arrays))
-
-
-def _unique_pairs(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
-    keys = np.unique(a * count + b)
-    return np.stack([keys // count, keys % count], 1)

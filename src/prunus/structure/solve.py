@@ -12,7 +12,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from prunus.structure.control import Control
-from prunus.structure.labels import Grid, Labels, Reason, _hash
+from prunus.structure.hashing import hashed
+from prunus.structure.labels import Grid, Labels, Reason
 from prunus.structure.packs import Pack
 from prunus.structure.rows import constrain
 
@@ -29,7 +30,7 @@ class Units:
         statement: per pair, which statement it belongs to: a slab leaves too when all members of one statement have left.
         held: (units,) index into `reasons`, -1 where nothing holds the unit.
         locked: (units,) leaves only with a slab that contains it.
-        produced: (units,) some contraction makes an index of it.
+        produced: (units,) some contraction makes an index of it, or a layer sums over it.
         signature: (units,) equal for units that occupy the same places.
         first: (units,) smallest label of the unit, or of what a slab contains: its order.
         grids: label grids, outermost axes first.
@@ -113,7 +114,7 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
     last = _hold_cuts(labels, of_label, slab, member)
     held[last[held[last] < 0]] = len(reasons) - 1
     produced = np.zeros(count, bool)
-    for made in labels.produced:
+    for made in (*labels.produced, *labels.features):
         produced[of_label[made]] = True
     locked = np.zeros(count, bool)
     for lock in labels.locks:
@@ -169,7 +170,7 @@ def _strong(labels: Labels) -> tuple[int, np.ndarray]:
         slab_of = np.zeros(int(statement.max()) + 1, int)
         slab_of[statement] = s
         slabs = slab_of[present]
-        keys = np.add.reduceat(_hash(inside), start)
+        keys = np.add.reduceat(hashed(inside), start)
         _, index, inverse = np.unique(keys, return_index=True, return_inverse=True)
         one = np.flatnonzero(size == 1)
         x = np.concatenate([slabs, slabs[one]])
@@ -213,15 +214,15 @@ def _pairs(labels: Labels, of_label: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _signatures(labels: Labels, grids: list[Grid], of_label: np.ndarray, count: int) -> np.ndarray:
     signature = np.zeros(count, np.uint64)
     for i, place in enumerate(labels.places):
-        value = _hash(np.array([3 * i + 1]))[0]
+        value = hashed(np.array([3 * i + 1]))[0]
         np.add.at(signature, of_label[place.start : place.start + place.size], value)
     for i, grid in enumerate(grids):
-        value = _hash(np.array([3 * i + 2]))[0]
+        value = hashed(np.array([3 * i + 2]))[0]
         np.add.at(signature, np.unique(of_label[grid.labels]), value)
     parts = {np.unique(of_label[part]).tobytes() for part, _ in labels.cuts}
     for part in parts:
         mine = np.frombuffer(part, dtype=of_label.dtype)
-        signature[mine] += _hash(mine).sum(dtype=np.uint64)
+        signature[mine] += hashed(mine).sum(dtype=np.uint64)
     return signature
 
 

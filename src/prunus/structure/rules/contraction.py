@@ -100,6 +100,9 @@ def linear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     lead = "ABCDEFGHI"[: len(a.input.shape) - 1]
     vector = len(a.weight.shape) == 1
     produce(run, a.weight.tracks, None if vector else 0)
+    for track in a.input.tracks:
+        if len(lead) in varying(track):
+            run.labels.feature(track)
     result = contract(
         run, node, a.input, lead + "k", a.weight, "k" if vector else "nk", lead + ("" if vector else "n")
     )
