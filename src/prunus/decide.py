@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ from prunus.allocation import (
     allocate,
     allocator_of,
     checked_ratio,
+    contained,
     counts_of_ratios,
     held_by,
     keep_counts,
 )
 from prunus.capture import architecture_hash
-from prunus.criteria import ByIndex, Options, as_criterion, score_groups
+from prunus.criteria import ByIndex, Options, as_criterion, gather, score_groups
 from prunus.describe import describe
 from prunus.errors import ConfigError, PlanError
+from prunus.evidence import Progress
 from prunus.plan import GroupPlan, Plan, checked
 from prunus.structure import Group, LayerTable, Structure
 
@@ -39,6 +42,9 @@ def plan(
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
     seed: int = 0,
+    data: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """Decide what every group keeps. Give exactly one of `target`, `ratio` and `table`; none with `ByIndex`.
 
@@ -59,6 +65,11 @@ def plan(
             channels are ranked across the whole model. Numbers given per layer have no floor.
         multiple_of: every group keeps a multiple of this many channels, or all.
         seed: recorded in the plan; criteria that draw numbers have their own.
+        data: for methods that look at activations or gradients: an iterable of batches like the example inputs (tensors,
+            tuples, dictionaries or `prunus.Inputs`), or `prunus.evidence.Evidence` collected before.
+        loss: `(outputs, batch) -> scalar`, for methods that use gradients; by default the cross-entropy with the labels that
+            the batches carry.
+        progress: called with a `prunus.evidence.Progress` before the first batch of data and after each.
 
     Returns:
         A frozen plan; `apply` executes it.
@@ -75,13 +86,17 @@ def plan(
     criterion = as_criterion(method)
     options = _checked_options(options)
     goal = _goal(structure, target, ratio, table)
-    untouched = held_by(structure, hold) if hold else set()
-    free = [g for g in structure.prunable if g.name not in untouched and not g.outer]
+    free = _free(structure, held_by(structure, hold) if hold else set(), goal, options)
+
+    def score(groups: Sequence[Group]) -> dict[str, np.ndarray]:
+        evidence, multiplied = gather(structure, criterion, groups, data, loss, progress)
+        return score_groups(structure, criterion, groups, options, evidence, multiplied)
+
     if isinstance(goal, Target):
         allocation = allocator_of(allocation, goal)
         choice = allocate(
             structure,
-            score_groups(structure, criterion, free, options),
+            score(free),
             goal,
             allocation=allocation,
             criterion=criterion,
@@ -89,14 +104,32 @@ def plan(
             multiple_of=multiple_of,
             options=options,
         )
+        said = {**goal.to_dict(), **({} if ratio is None else {"ratio": ratio})}
     else:
         if allocation is not None or floors is not None:
             raise ConfigError("numbers per layer leave nothing to allocation and floors: leave these out")
-        choice = keep_counts(structure, criterion, goal, free, multiple_of, options)
-    said = (
-        {**goal.to_dict(), **({} if ratio is None else {"ratio": ratio})} if isinstance(goal, Target) else {}
-    )
-    return _plan(structure, choice, getattr(criterion, "name", type(criterion).__name__), said, seed)
+        choice, said, allocation = (
+            keep_counts(structure, score, goal, free, multiple_of, options),
+            {},
+            "manual",
+        )
+    name = getattr(criterion, "name", type(criterion).__name__)
+    made = _plan(structure, choice, name, said, seed)
+    return dataclasses.replace(made, allocation=allocation, options=options.to_dict())
+
+
+def _free(
+    structure: Structure, untouched: set[str], goal: Target | dict[str, int], options: Options
+) -> list[Group]:
+    """Groups that may be pruned: where heads contain channels, one of the two under a target, either by numbers."""
+    free = [g for g in structure.prunable if g.name not in untouched]
+    if not isinstance(goal, Target):
+        return free
+    outer = [g for g in free if g.outer]
+    if not options.whole_rows:
+        return [g for g in free if not g.outer]
+    inside = contained(structure, outer)
+    return [g for g in free if g.name not in inside]
 
 
 def _checked_options(options: Options | None) -> Options:

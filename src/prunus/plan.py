@@ -52,6 +52,8 @@ class Plan:
         target: what was asked for.
         keep_class: constraints were added so that the user's own class still runs.
         seed: of anything drawn at random.
+        allocation: how numbers of channels were chosen under the target; `"manual"` where the user gave them.
+        options: those of `Options` that differ from the defaults.
         version: of the format.
     """
 
@@ -62,6 +64,8 @@ class Plan:
     target: dict[str, float] = field(default_factory=dict)
     keep_class: bool = False
     seed: int = 0
+    allocation: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     @property
@@ -172,6 +176,8 @@ _ENTRIES: _Entries = {
     "target": (dict, True),
     "keep_class": (bool, True),
     "seed": (int, True),
+    "allocation": (str, True),
+    "options": (dict, True),
 }
 _GROUP_ENTRIES: _Entries = {
     "name": (str, False),

@@ -33,7 +33,7 @@ def test_a_ratio_is_what_a_target_leaves(structure: prunus.Structure, ratio: flo
 def test_both_are_printed() -> None:
     net = layers(4, 20, 3).eval()
     result = prunus.compress(net, torch.randn(3, 4), ratio=0.3)
-    assert "Pruned by l2 to channels=0.7, ratio=0.3." in str(result.report)
+    assert "Pruned by l2 to channels=0.7, ratio=0.3 (uniform allocation)." in str(result.report)
     assert len(result.plan.keep["0"]) == 14
 
 

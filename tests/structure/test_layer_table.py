@@ -30,6 +30,7 @@ def test_a_row_is_named_by_the_layer_or_where_several_meet(structure: prunus.Str
     assert [row.name for row in attention] == [
         "add",
         "qkv@scaled_dot_product_attention",
+        "qkv[rows]",
         "qkv@linear_1",
     ]
     grouped = prunus.analyze(*network("grouped")).layers()

@@ -4,7 +4,7 @@ from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of
 from prunus.allocation.budget import Budget, Choice, choice_of
 from prunus.allocation.costs import Cost, CostModel
 from prunus.allocation.erk import erk, erk_densities
-from prunus.allocation.families import Family, find_families, held_by
+from prunus.allocation.families import Family, contained, find_families, held_by
 from prunus.allocation.global_rank import global_rank
 from prunus.allocation.isomorphic import isomorphic
 from prunus.allocation.manual import checked_ratio, counts_of_ratios, keep_counts
@@ -24,6 +24,7 @@ __all__ = [
     "allocator_of",
     "checked_ratio",
     "choice_of",
+    "contained",
     "counts_of_ratios",
     "erk",
     "erk_densities",

@@ -106,6 +106,20 @@ def _matches(pattern: str, path: str) -> bool:
     return path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern)
 
 
+def contained(structure: Structure, groups: Sequence[Group]) -> set[str]:
+    """Names of the other groups of which all units leave with units of these, as channels of heads leave with heads."""
+    named = {group.name for group in groups}
+    marked = np.zeros(structure.units.count, bool)
+    for group in groups:
+        marked[group.units] = True
+    found = set()
+    for group in structure.prunable:
+        at, owner = structure.units.control.owners(group.units)
+        if group.name not in named and len(np.unique(at[marked[owner]])) == group.size:
+            found.add(group.name)
+    return found
+
+
 def find_families(
     structure: Structure,
     scores: Mapping[str, np.ndarray],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from prunus.allocation.budget import Choice, choice_of
 from prunus.allocation.families import Family, find_families
-from prunus.criteria import Options, score_groups
+from prunus.criteria import Options
 from prunus.errors import ConfigError
 from prunus.structure import Group, Structure
 
@@ -66,7 +68,7 @@ def group_of(structure: Structure, name: str) -> Group:
     """
     every = [g for g in structure.groups if not g.outer]
     for found in (
-        [g for g in every if g.name == name],
+        [g for g in structure.groups if g.name == name],
         [g for g in every if name in g.producers],
         [g for g in every if g.node == name],
     ):
@@ -83,7 +85,7 @@ def group_of(structure: Structure, name: str) -> Group:
 
 def keep_counts(
     structure: Structure,
-    criterion: Any,
+    score: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
     counts: Mapping[str, int],
     free: Sequence[Group],
     multiple_of: int,
@@ -93,7 +95,7 @@ def keep_counts(
 
     Args:
         structure: the structure.
-        criterion: decides which units stay.
+        score: gives scores by group name; they decide which units stay.
         counts: group name -> units that stay, over all rows.
         free: groups that may be pruned.
         multiple_of: see `plan`.
@@ -110,7 +112,7 @@ def keep_counts(
     while queue:
         queue += (more := set(structure.group(queue.pop()).tied) - wanted)
         wanted |= more
-    scores = score_groups(structure, criterion, [g for g in free if g.name in wanted], options)
+    scores = score([g for g in free if g.name in wanted])
     scores = {name: -s for name, s in scores.items()} if options.reverse else scores
     return manual(
         find_families(structure, scores, floors=0.0, multiple_of=multiple_of, options=options), counts

@@ -4,6 +4,7 @@ from prunus.criteria.base import CRITERIA, Criterion, GroupView, MemberView, as_
 from prunus.criteria.batch_norm_scale import BatchNormScale
 from prunus.criteria.by_index import ByIndex
 from prunus.criteria.flap import FLAP
+from prunus.criteria.gathering import gather, needs_of
 from prunus.criteria.geometric_median import GeometricMedian
 from prunus.criteria.hrank import HRank
 from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
@@ -36,6 +37,8 @@ __all__ = [
     "Views",
     "as_criterion",
     "check_scores",
+    "gather",
+    "needs_of",
     "register",
     "score_groups",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from prunus.criteria.normalize import NORMALIZERS
 from prunus.errors import ConfigError
@@ -10,6 +11,7 @@ from prunus.errors import ConfigError
 POLICIES = ("backward", "average", "sum")
 GROUP_POLICIES = ("none", "average", "sum", "count")
 STEP_OPS = ("round", "round_up", "round_down", "none")
+CHANNEL_AXES = (0, 1, -1, -2)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Options:
         step_op: `"round"` to the nearest multiple, `"round_up"`, `"round_down"`, or `"none"` to leave `step_size` out. None:
             to the nearest where every group keeps the same share, up where a ranking decides. A target is met in any case.
         reverse: remove what scores highest. For comparison only.
+        reshape_channel_axis: where a reshape splits channels into rows and columns, as into heads and their channels, which of
+            the two becomes fewer: -1 or 1 the channels of every head, -2 or 0 the heads.
 
     Raises:
         ConfigError: an unknown value; all problems at once.
@@ -49,6 +53,7 @@ class Options:
     step_size: int = 1
     step_op: str | None = None
     reverse: bool = False
+    reshape_channel_axis: int = -1
 
     def __post_init__(self) -> None:
         known = {
@@ -57,6 +62,7 @@ class Options:
             "group_policy": GROUP_POLICIES,
             "step_op": (*STEP_OPS, None),
             "reverse": (False, True),
+            "reshape_channel_axis": CHANNEL_AXES,
         }
         problems = [
             f"{name}={getattr(self, name)!r} is none of {', '.join(map(str, values))}"
@@ -73,3 +79,12 @@ class Options:
     def step(self) -> int:
         """The multiple that counts: `step_size`, or 1 where nothing is rounded."""
         return 1 if self.step_op == "none" else self.step_size
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether whole rows (heads) leave instead of channels of every row."""
+        return self.reshape_channel_axis in (0, -2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
+from prunus.capture import size_of
 from prunus.structure import Group, Structure
 from prunus.structure.labels import compact, varying
 from prunus.structure.value import Value
@@ -74,6 +75,7 @@ class Places:
         self._works = {work.node for work in structure.labels.works}
         self._spots: dict[fx.Node, dict[int, list[Spot]]] = {}
         self._seen: dict[object, dict[int, Spot]] = {}
+        self._makers = [frozenset(group.producers) for group in groups]
         self.made: list[Place] = []
         self.read: list[Place] = []
         self.product: list[Place] = []
@@ -130,8 +132,8 @@ class Places:
         twice = {n for w in weights for n, spots in self.spots(w).items() if works and len(spots) > 1}
         for number, spots in out.items():
             layer = self._layer(weights, number)
-            if layer is not None and (number not in carried or number in twice):
-                self.made.append(Place(self.groups[number].name, layer, node, spots[0]))
+            if layer in self._makers[number] and (number not in carried or number in twice):
+                self.made.append(Place(self.groups[number].name, layer or node.name, node, spots[0]))
         for number, sources in carried.items():
             if works and (number not in out or number in twice):
                 self._reads(node, number, sources, weights)
@@ -182,11 +184,8 @@ class Places:
 
 def _map_size(node: fx.Node, spot: Spot) -> int:
     """Numbers per sample and position, with the first axis without labels as that of samples."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return 1
-    rest = [int(size) for axis, size in enumerate(value.shape) if axis not in spot.axes]
-    return int(np.prod(rest[1:], dtype=np.int64))
+    rest = [size for axis, size in enumerate(size_of(node)) if axis not in spot.axes]
+    return math.prod(rest[1:])
 
 
 def _numbering(structure: Structure, groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:

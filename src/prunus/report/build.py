@@ -52,6 +52,8 @@ def build_report(
         notes=tuple(notes),
         versions=versions(),
         seed=plan.seed,
+        allocation=plan.allocation,
+        options=plan.options,
     )
 
 

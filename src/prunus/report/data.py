@@ -74,6 +74,7 @@ class Report:
         notes: remarks.
         versions: of prunus, torch and Python.
         seed: of the plan.
+        allocation, options: how the plan chose numbers of channels, and which of its options differ from the defaults.
     """
 
     form: str
@@ -90,6 +91,8 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    allocation: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

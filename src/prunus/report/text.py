@@ -47,9 +47,20 @@ def as_text(report: Report) -> str:
 
 
 def asked(report: Report) -> str:
-    """Method and target in a sentence."""
+    """Method, target and how numbers were chosen, in a sentence."""
     target = ", ".join(f"{unit}={fraction:g}" for unit, fraction in report.target.items())
-    return f"Pruned by {report.method or 'hand'}" + (f" to {target}." if target else ".")
+    chosen = (
+        "numbers given by hand"
+        if report.allocation == "manual"
+        else report.allocation and f"{report.allocation} allocation"
+    )
+    options = [f"{name}={value}" for name, value in report.options.items()]
+    said = ", ".join([*([chosen] if chosen else []), *options])
+    return (
+        f"Pruned by {report.method or 'hand'}"
+        + (f" to {target}" if target else "")
+        + (f" ({said})." if said else ".")
+    )
 
 
 def totals(report: Report) -> list[tuple[str, str, str, str]]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ class LayerRow:
 
 class LayerTable:
     """What can be pruned, one row per group, to be edited and handed to `prunus.plan(structure, table=table)`.
+
+    Heads have rows of their own, beside those of the channels of all heads.
 
     Attributes:
         rows: `LayerRow`s in the order of the graph: name, channels, kept, group. `table["conv1"].kept = 8` edits one, by
@@ -75,6 +77,15 @@ class LayerTable:
 
         cells = [(r.name, str(r.channels), "" if r.kept is None else str(r.kept), r.group) for r in self.rows]
         return "\n".join(aligned([COLUMNS, *cells], right=(1, 2)))
+
+    def filled(self, keep: Mapping[str, Sequence[int]]) -> LayerTable:
+        """The table with the numbers of a plan, `table.filled(plan.keep)`, to be looked at and edited."""
+        return LayerTable(
+            [
+                LayerRow(r.name, r.channels, len(keep[r.group]) if r.group in keep else r.kept, r.group)
+                for r in self
+            ]
+        )
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The rows as a JSON list of objects; also written to `path` if given.
@@ -127,7 +138,7 @@ class LayerTable:
         Raises:
             ConfigError: rows that do not fit the structure; all problems at once, each with its row's name.
         """
-        free = {g.name: g for g in structure.groups if g.held is None and not g.outer}
+        free = {g.name: g for g in structure.groups if g.held is None}
         found: dict[str, int] = {}
         problems = []
         for row in self.rows:
@@ -150,9 +161,11 @@ class LayerTable:
 
 
 def layer_table(groups: Sequence[Group]) -> LayerTable:
-    """One row per group that can be pruned; not those that only contain the channels of others, such as heads."""
-    free = [g for g in groups if g.held is None and not g.outer]
-    names = [g.producers[0] if len(g.producers) == 1 else g.node or g.name for g in free]
+    """One row per group that can be pruned; heads and the like, which contain the channels of others, by their own names."""
+    free = [g for g in groups if g.held is None]
+    names = [
+        g.name if g.outer else g.producers[0] if len(g.producers) == 1 else g.node or g.name for g in free
+    ]
     unique = [name if names.count(name) == 1 else g.name for name, g in zip(names, free, strict=True)]
     return LayerTable([LayerRow(n, g.size, None, g.name) for n, g in zip(unique, free, strict=True)])
 
