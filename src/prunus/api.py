@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from prunus.capture import Captured, capture
 from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.describe import rebuild
+from prunus.evidence import Progress
 from prunus.plan import Plan
 from prunus.report import Report, build_report
 from prunus.structure import LayerTable, Structure, find_structure
@@ -161,13 +162,16 @@ def compress(
     verify: bool = True,
     measure_latency: bool = False,
     seed: int = 0,
+    data: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Make a model smaller: analyze, plan and apply in one call.
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or the path of a `.pt2` file. It is left as found.
         example_inputs: see `analyze`.
-        method, target, ratio, table, allocation, options, hold, floors, multiple_of, seed: see `plan`.
+        method, target, ratio, table, allocation, options, hold, floors, multiple_of, seed, data, loss, progress: see `plan`.
         keep_class: see `analyze`.
         verify, measure_latency: see `apply`.
 
@@ -197,5 +201,8 @@ def compress(
         floors=floors,
         multiple_of=multiple_of,
         seed=seed,
+        data=data,
+        loss=loss,
+        progress=progress,
     )
     return execute(structure, made, verify=verify, measure_latency=measure_latency)
