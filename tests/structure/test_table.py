@@ -49,7 +49,7 @@ blocks.1.conv1     12              itself -> blocks.1.{bn1, conv2}
 held group  units  why
 ----------  -----  ---
 side            6  is ordered or counted by aten.sort.default (at sort)
-head           10  is part of the model's output (at output)"""
+head           10  is part of the model's output '0' (at output)"""
 
 
 def test_the_whole_text() -> None:

@@ -17,6 +17,15 @@ def inspect(
     keep_class: Annotated[
         bool, typer.Option("--keep-class", help="With the constraints that the model's own class needs.")
     ] = False,
+    why: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--why",
+            metavar="LAYER",
+            show_default=False,
+            help="Only say why the channels of this layer can or cannot go; several times for several layers.",
+        ),
+    ] = None,
     seed: options.Seed = 0,
 ) -> None:
     """Show which channels can be removed, and why others cannot.
@@ -25,6 +34,7 @@ def inspect(
 
     Examples:
       prunus inspect timm:resnet18
+      prunus inspect timm:resnet18 --why layer2.0.conv2
       prunus inspect mymodels.net:build --input 1x3x224x224
       prunus inspect model.pt2
     """
@@ -42,4 +52,7 @@ def inspect(
     if captured.static_reason:
         typer.echo(f"Takes one batch size only: {captured.static_reason}.")
     typer.echo()
-    typer.echo(str(structure))
+    if why:
+        typer.echo("\n\n".join(str(structure.why(layer)) for layer in why))
+    else:
+        typer.echo(str(structure))

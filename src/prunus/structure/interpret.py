@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
+from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured, concrete, size_of
 from prunus.errors import StructureError
@@ -63,7 +64,7 @@ class Run:
         if node.op == "placeholder":
             return self.placeholder(node)
         if node.op == "output":
-            map_arg(node.args, lambda n: self._hold_output(n, node))
+            self._hold_outputs(node)
             return None
         if node.op != "call_function":
             return self.unknown(node)
@@ -104,10 +105,21 @@ class Run:
         ]
         return Value(shape, tuple(tracks))
 
-    def _hold_output(self, used: fx.Node, node: fx.Node) -> None:
-        for value in _values([self.values[used]]):
-            for track in value.tracks:
-                self.labels.hold(track, "is part of the model's output", node.name)
+    def _hold_outputs(self, node: fx.Node) -> None:
+        used = node.args[0]
+        names = _paths(self.captured.out_spec)
+        for i, each in enumerate(used if isinstance(used, (tuple, list)) else [used]):
+            reason = (
+                "is part of the model's output" if names else "is handed to code that could not be captured"
+            )
+            if len(names) > 1:
+                reason += f" {names[i]!r}"
+            # of what is only passed on to other parts, code may still look at some of the sizes
+            read = self.captured.partial.passed_on.get(i) if self.captured.partial else None
+            for value in _values([self.resolve(each)]):
+                for track in value.tracks:
+                    if read is None or any(axis in read for axis in varying(track)):
+                        self.labels.hold(track, reason, node.name)
 
     def _scalar(self, node: fx.Node) -> Any:
         args = self.resolve(node.args)
@@ -260,6 +272,13 @@ def _values(arguments: Any) -> list[Value]:
         elif isinstance(x, dict):
             found.extend(_values(x.values()))
     return found
+
+
+def _paths(spec: pytree.TreeSpec) -> list[str]:
+    """What each leaf of an output is called: keys and indices, joined by dots."""
+    leaves = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    keys = [path for path, _ in pytree.tree_flatten_with_path(leaves)[0]]
+    return [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in keys]
 
 
 def _broadcast(value: Value, shape: tuple[int, ...]) -> tuple[list[Tensor], tuple[bool, ...]]:

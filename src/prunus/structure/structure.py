@@ -21,6 +21,7 @@ from prunus.structure.layers import LayerTable, layer_table
 from prunus.structure.packs import Pack, find_packs
 from prunus.structure.solve import Units, solve
 from prunus.structure.value import Value
+from prunus.structure.why import Explanation, explain
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,17 @@ class Structure:
         near = difflib.get_close_matches(name, [g.name for g in self.groups], 3)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise PlanError(f"no group {name!r} in this model{hint}. `print(structure)` lists the groups.")
+
+    def why(self, layer: str) -> Explanation:
+        """Why the channels of a layer can or cannot go: which group they are in, and the chain that ties or holds them.
+
+        Args:
+            layer: path of a module, name of a parameter or of a group.
+
+        Raises:
+            ConfigError: no such layer; names similar ones.
+        """
+        return explain(self, layer)
 
     def layers(self) -> LayerTable:
         """What can be pruned as a table that can be edited, one row per group; see `LayerTable`."""
