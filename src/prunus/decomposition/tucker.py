@@ -1,0 +1,137 @@
+"""Three layers for one: fewer channels in, a small kernel, more channels out (Tucker-2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.decomposition.base import Curve, Method, register
+from prunus.decomposition.geometry import Geometry
+from prunus.decomposition.metric import Metric
+
+__all__ = ["Tucker", "hooi"]
+
+_SWEEPS = 50
+_TOLERANCE = 1e-9  # of the kernel's energy, gained in a sweep
+_LADDER = 40  # ranks of each kind that a curve looks at
+
+
+@register
+@dataclass(frozen=True)
+class Tucker(Method):
+    r"""$W = C \times_{out} U_{out} \times_{in} U_{in}$ (Kim et al. 2016): pointwise, small kernel, pointwise.
+
+    The bases come from higher-order orthogonal iteration, over whitened channels where moments are known; the small kernel and
+    the outputs' basis are then the best ones for the output (reduced-rank regression). A rank that is full needs no layer.
+    """
+
+    name = "tucker"
+    rank_names: ClassVar[tuple[str, ...]] = ("in", "out")
+
+    def refusal(self, geometry: Geometry) -> str | None:
+        if geometry.taps == 1:
+            return "looks at one position only: use SVD"
+        if geometry.group_inputs == 1 and geometry.group_outputs == 1:
+            return "is depthwise: each channel has a kernel of its own"
+        return None
+
+    def full(self, geometry: Geometry) -> tuple[int, ...]:
+        s, t, taps = geometry.group_inputs, geometry.group_outputs, geometry.taps
+        return min(s, t * taps), min(t, s * taps)
+
+    def layout(self, geometry: Geometry, ranks: tuple[Any, ...]) -> list[Geometry]:
+        g, (a, b) = geometry, ranks
+        inner_in, inner_out = a * g.groups, b * g.groups
+        axes = tuple(range(len(g.kernel)))
+        return [
+            g.pointwise(g.inputs * (a < g.group_inputs), inner_in, g.groups),
+            g.along(axes, inner_in, inner_out, g.groups),
+            g.pointwise(inner_out * (b < g.group_outputs), g.outputs, g.groups),
+        ]
+
+    def fit(
+        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
+    ) -> list[Tensor]:
+        a, b = ranks
+        groups, outputs, inputs, taps = kernel.shape
+        white = metric.whiten_channels(kernel)
+        u_out, u_in = hooi(white, a, b)
+        if a == inputs:
+            first = _eye(inputs, kernel).expand(groups, -1, -1)
+        else:
+            first = metric.unwhiten_inputs(u_in.mT)  # (groups, a, inputs)
+        if metric.second is None:
+            core = torch.einsum("gtsk,gas->gtak", kernel, first)
+            small = torch.einsum("gtak,gtb->gbak", core, u_out)
+        else:
+            eye = _eye(taps, kernel)
+            features = torch.einsum("gas,kl->gaksl", first, eye).reshape(groups, a * taps, inputs, taps)
+            best = metric.regress(kernel, features)
+            moment = metric.apply(features).flatten(2) @ features.flatten(2).mT
+            u_out = torch.linalg.eigh(best @ moment @ best.mT)[1][..., -b:]
+            if b == outputs:
+                u_out = _eye(outputs, kernel).expand(groups, -1, -1)
+            small = (u_out.mT @ best).reshape(groups, b, a, taps)
+        if b == outputs and metric.second is None:
+            small = torch.einsum("gtb,gbak->gtak", u_out, small)
+        return [first[..., None], small, u_out[..., None]]
+
+    def curve(self, kernel: Tensor, geometry: Geometry, metric: Metric) -> Curve:
+        white = metric.whiten_channels(kernel)
+        u_out, u_in = _basis(white.flatten(2)), _basis(white.transpose(1, 2).flatten(2))
+        core = torch.einsum("gtsk,gtb,gsa->gabk", white, u_out, u_in)
+        kept = (core**2).sum((0, 3)).cumsum(0).cumsum(1).cpu().numpy()
+        full_in, full_out = self.full(geometry)
+        a, b = np.meshgrid(_ladder(full_in), _ladder(full_out), indexing="ij")
+        total = kept[-1, -1] or 1.0
+        lost = 1 - kept[a.ravel() - 1, b.ravel() - 1] / total
+        return Curve(np.stack([a.ravel(), b.ravel()], 1), np.clip(lost, 0, 1))
+
+    def unfoldings(self, kernel: Tensor, geometry: Geometry, metric: Metric) -> list[Tensor]:
+        white = metric.whiten_channels(kernel)
+        return [white.transpose(1, 2).flatten(2), white.flatten(2)]
+
+
+def hooi(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor]:
+    """Bases (groups, outputs, rank_out) and (groups, inputs, rank_in) that keep most of the kernel's energy.
+
+    Args:
+        kernel: (groups, outputs, inputs, taps).
+        rank_in, rank_out: numbers of basis vectors.
+    """
+    u_in = _basis(kernel.transpose(1, 2).flatten(2))[..., :rank_in]
+    u_out = _basis(kernel.flatten(2))[..., :rank_out]
+    full_in, full_out = rank_in == kernel.shape[2], rank_out == kernel.shape[1]
+    if full_in or full_out:  # one basis is the whole space: the other is the best one already
+        return u_out, u_in
+    total = float((kernel**2).sum())
+    before = -1.0
+    for _ in range(_SWEEPS):
+        u_out = _basis(torch.einsum("gtsk,gsa->gtak", kernel, u_in).flatten(2))[..., :rank_out]
+        small = torch.einsum("gtsk,gtb->gsbk", kernel, u_out).flatten(2)
+        u_in = _basis(small)[..., :rank_in]
+        kept = float(((u_in.mT @ small) ** 2).sum())
+        if kept - before <= _TOLERANCE * total:
+            break
+        before = kept
+    return u_out, u_in
+
+
+def _basis(matrix: Tensor) -> Tensor:
+    """Left singular vectors of (groups, rows, columns), those of the largest values first."""
+    return torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)
+
+
+def _eye(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+def _ladder(full: int) -> np.ndarray:
+    """Ranks up to the full one: all, or ever wider apart."""
+    if full <= _LADDER:
+        return np.arange(1, full + 1)
+    return np.unique(np.round(np.geomspace(1, full, 2 * _LADDER)).astype(int))[-_LADDER:]
