@@ -76,6 +76,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
             "reason": report.form_reason,
             "error": (report.verification or {})["max_relative_error"],
         }
+        row |= {"kept_form": "class", "kept_reason": ""} if report.form == "class" else _kept(captured)
         row["stage"] = "done"
     except Exception as error:  # noqa: BLE001  (a failure of any kind is a result)
         row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''}"}
@@ -86,6 +87,21 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
         kept = spec.find_heads(net, args, kwargs)
         row["torch_pruning_s"] = torch_pruning_s(net, tuple(args), dict(kwargs), kept)
     return row
+
+
+def _kept(captured: Any) -> dict[str, str]:
+    """What comes back when the user insists on the own class."""
+    import prunus
+    from prunus.api import execute
+    from prunus.structure import find_structure
+    from prunus.surgery import with_class_ties
+
+    try:
+        structure = with_class_ties(find_structure(captured, keep_class=True))
+        report = execute(structure, prunus.plan(structure, target=prunus.Target(channels=0.5))).report
+    except prunus.PrunusError as error:
+        return {"kept_form": "failed", "kept_reason": str(error).splitlines()[0][:240]}
+    return {"kept_form": report.form, "kept_reason": report.form_reason, "kept_params": report.after.params / report.before.params}  # fmt: skip
 
 
 def run(name: str, compare: bool) -> dict[str, Any]:

@@ -39,6 +39,7 @@ MODELS = re.compile(
     r"vit|bert|roberta|llama|mistral|gpt2?|t5|whisper|yolo|timm|torchvision|transformers)(\b|_|\d)",
     re.IGNORECASE,
 )
+OPERATOR = re.compile(r"\w+::\w+")  # a rule for a library's own operator names that operator
 
 
 def sources() -> list[Path]:
@@ -132,7 +133,7 @@ def model_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
             texts = [node.value]
         for text in texts:
-            if MODELS.search(text):
+            if MODELS.search(text) and not OPERATOR.fullmatch(text):
                 yield getattr(node, "lineno", 0), text
 
 

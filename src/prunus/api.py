@@ -22,7 +22,7 @@ from prunus.evidence import Progress
 from prunus.plan import Plan
 from prunus.report import Report, build_report
 from prunus.structure import LayerTable, Structure, find_structure
-from prunus.surgery import compare, cut, lift, with_class_ties, write_back
+from prunus.surgery import compare, cut, lift, put_back, with_class_ties, write_back
 
 __all__ = ["Result", "analyze", "apply", "compress", "plan"]
 
@@ -127,6 +127,8 @@ def execute(
     )
     own, remark = _own_class(structure, small, module, keep, plan)
     model, form = (module, "graph") if own is None else (own, "class")
+    if structure.captured.partial:
+        model = put_back(structure.captured, small, own)
     report = build_report(structure, small, plan, model, form, remark, verification, measure_latency)
     return Result(model, plan, report, small, structure)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from prunus.capture import Captured
 from prunus.structure import Structure
 
 
@@ -52,6 +54,7 @@ class CostModel:
         self._tensors.freeze()
         self._works.freeze()
         self._batch = captured.batch or 1
+        self._uncaptured = _uncaptured(captured)
         self.original = self(np.ones(structure.labels.count, bool))
 
     def __call__(self, keep: np.ndarray) -> Cost:
@@ -65,15 +68,27 @@ class CostModel:
             else 0
         )
         params = int(sizes[np.array(self._is_parameter, bool)].sum()) if len(sizes) else 0
-        return Cost(params, macs, int((sizes * np.array(self._bytes)).sum()))
+        rest = self._uncaptured
+        return Cost(rest.params + params, macs, rest.size_bytes + int((sizes * np.array(self._bytes)).sum()))
+
+
+def _uncaptured(captured: Captured) -> Cost:
+    """What the parts of a model cost that were not captured: nothing when it was captured as a whole."""
+    if captured.partial is None:
+        return Cost(0, 0, 0)
+    known = {id(tensor) for tensor in captured.tensors.values()}
+    rest = [p for p in captured.partial.whole.parameters() if id(p) not in known]
+    state = captured.partial.whole.state_dict(keep_vars=True).values()
+    saved = {id(t): t for t in state if isinstance(t, Tensor) and id(t) not in known}
+    return Cost(sum(p.numel() for p in rest), 0, sum(t.numel() * t.element_size() for t in saved.values()))
 
 
 def _saved(structure: Structure) -> set[str]:
     """Placeholders of what a checkpoint holds: parameters and persistent buffers."""
     captured = structure.captured
-    if captured.model is None:
+    if captured.owner is None:
         return {name for name, kind in captured.kinds.items() if kind in ("parameter", "buffer")}
-    state = captured.model.state_dict(keep_vars=True)
+    state = captured.owner.state_dict(keep_vars=True)
     return {name for name in captured.tensors if captured.names[name] in state}
 
 

@@ -15,11 +15,23 @@ import torch
 from prunus.artefact.atomic import interrupted_save
 from prunus.errors import ArtefactError
 
-__all__ = ["FILES", "MANIFEST", "MODEL", "PLAN", "REPORT", "WEIGHTS", "Manifest", "verified", "written"]
+__all__ = [
+    "FILES",
+    "MANIFEST",
+    "MODEL",
+    "PARTS",
+    "PLAN",
+    "REPORT",
+    "WEIGHTS",
+    "Manifest",
+    "verified",
+    "written",
+]
 
 MANIFEST = "artefact.json"
 PLAN, WEIGHTS, MODEL, REPORT = "plan.json", "model.safetensors", "model.pt2", "report.json"
 _REQUIRED = (PLAN, WEIGHTS, MODEL, REPORT)
+PARTS = "parts"  # in place of a kind of batch: the model was captured in parts, so there is no model.pt2
 _OPTIONAL = ("report.html", "model.onnx", "model.onnx.data")
 FILES = frozenset((MANIFEST, *_REQUIRED, *_OPTIONAL))
 
@@ -49,7 +61,8 @@ class Manifest:
         model_class: Name of the class of the original model, for display.
         architecture: `architecture_hash` of the small model.
         original_architecture: `architecture_hash` of the model that the plan was made for.
-        batch: ``"dynamic"``, or ``"fixed"`` with the reason in `batch_reason`.
+        batch: ``"dynamic"``, or ``"fixed"`` with the reason in `batch_reason`; ``"parts"`` when the model could only be
+            captured in parts, and no file holds it as a whole.
         batch_reason: Why the saved model takes one batch size only; None when it takes any.
         left_out: Outputs of the model that the saved one does not return.
         files: Name of each file besides this one -> its size and hash.
@@ -161,8 +174,9 @@ def _problem(fields: Any) -> str | None:
     files = fields["files"]
     if not isinstance(files, dict):
         return "files is no object"
+    missing = sorted(set(_REQUIRED) - set(files) - ({MODEL} if fields["batch"] == PARTS else set()))
     return next(filter(None, (_file_problem(name, entry) for name, entry in files.items())), None) or (
-        f"it does not name {sorted(set(_REQUIRED) - set(files))[0]}" if set(_REQUIRED) - set(files) else None
+        f"it does not name {missing[0]}" if missing else None
     )
 
 

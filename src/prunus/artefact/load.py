@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from prunus.artefact.checks import MODEL, verified
+from prunus.artefact.checks import MODEL, PARTS, verified
 from prunus.capture import Captured, capture, size_of
 from prunus.capture.pt2 import load_program
 from prunus.errors import ArtefactError, PrunusError
@@ -62,6 +62,12 @@ def open_artefact(directory: str | os.PathLike[str]) -> tuple[nn.Module, Capture
         ArtefactError: As `load`.
     """
     folder, manifest = verified(directory)
+    if manifest.batch == PARTS:
+        raise ArtefactError(
+            f"{folder} holds no model.pt2, because {manifest.model_class} could only be captured in parts. Its own code "
+            "is needed: prunus.apply(model, prunus.Plan.load(folder / 'plan.json')).model, then "
+            "load_state_dict(prunus.load_weights(folder / 'model.safetensors'))."
+        )
     try:
         return rebuild(folder / MODEL, manifest.model_class)
     except ArtefactError as error:

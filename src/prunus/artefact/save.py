@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.artefact.atomic import new_folder, require_free
-from prunus.artefact.checks import FILES, MODEL, PLAN, REPORT, WEIGHTS, written
+from prunus.artefact.checks import FILES, MODEL, PARTS, PLAN, REPORT, WEIGHTS, written
 from prunus.artefact.load import rebuild
 from prunus.artefact.onnx import require_onnx, write_onnx
 from prunus.artefact.program import export_for_saving, on_cpu, plain
@@ -64,6 +64,7 @@ def save(
     * ``model.pt2``: the exported model, on the CPU, with any batch size where the capture had that. It keeps
       up to two samples of the example inputs. Outputs that torch cannot take apart, such as a cache of keys and
       values, are left out.
+      A model that was captured in parts has no such file: rebuild it from its code with `prunus.apply` and the weights.
     * ``report.json``; ``model.onnx`` on request, checked against onnxruntime to 1e-4 of the outputs' scale.
     * ``artefact.json``: versions, architecture, size and SHA-256 of each file.
 
@@ -108,6 +109,9 @@ def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
     _write_text(folder / REPORT, result.report.to_json())
     model = on_cpu(result.model)
     write_state(model.state_dict(), folder / WEIGHTS)
+    if result.captured.partial is not None:
+        _write_parts(result, folder, onnx)
+        return
     export = export_for_saving(model, result.captured)
     _write_program(folder / MODEL, export)
     name = _class_name(result)
@@ -130,6 +134,27 @@ def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
         batch="dynamic" if dynamic else "fixed",
         batch_reason=export.static_reason,
         left_out=list(export.left_out),
+    )
+
+
+def _write_parts(result: SavableResult, folder: Path, onnx: bool) -> None:
+    """What can be written of a model that cannot be exported as a whole."""
+    if onnx:
+        raise ArtefactError(
+            "There is no ONNX file of a model that was captured in parts, because no graph holds all of it. Save "
+            "without it."
+        )
+    import prunus
+
+    written(
+        folder,
+        prunus=prunus.__version__,
+        model_class=_class_name(result),
+        architecture=architecture_hash(result.captured),
+        original_architecture=result.plan.architecture,
+        batch=PARTS,
+        batch_reason=result.captured.static_reason,
+        left_out=[each.path or "the model" for each in result.captured.partial.left_out],  # type: ignore[union-attr]
     )
 
 

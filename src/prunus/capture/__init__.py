@@ -2,7 +2,8 @@
 
 from prunus.capture.captured import Captured
 from prunus.capture.hashing import architecture_hash
+from prunus.capture.partial import Partial
 from prunus.capture.sizes import concrete, size_of
 from prunus.capture.source import capture
 
-__all__ = ["Captured", "architecture_hash", "capture", "concrete", "size_of"]
+__all__ = ["Captured", "Partial", "architecture_hash", "capture", "concrete", "size_of"]

@@ -1,5 +1,7 @@
 """The result of a capture, and all that later stages know about the model."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
+from prunus.capture.partial import Partial
 from prunus.inputs import Inputs
 
 __all__ = ["Captured"]
@@ -42,6 +45,8 @@ class Captured:
             wrapper); None when the source was an exported program.
         left_out: Outputs that torch cannot take apart, such as a cache of keys and values. The graph returns
             None in their place.
+        partial: What is known besides when only parts of the model could be captured: then ``model`` calls these parts
+            one after another on ``run_inputs``, and is not what the user passed.
         unsettled: Nodes of a model made by surgery at which only numbers can tell whether the operands fit.
     """
 
@@ -59,9 +64,15 @@ class Captured:
     model: nn.Module | None = None
     static_reason: str | None = None
     left_out: tuple[str, ...] = ()
+    partial: Partial | None = None
     unsettled: tuple[str, ...] = ()
 
-    def with_(self, **changes: Any) -> "Captured":
+    @property
+    def owner(self) -> nn.Module | None:
+        """The user's whole model; None when the source was an exported program."""
+        return self.partial.whole if self.partial else self.model
+
+    def with_(self, **changes: Any) -> Captured:
         """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 

@@ -5,12 +5,13 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import batch_size, batched_tensors, describe_inputs, with_batch
@@ -21,7 +22,11 @@ from prunus.capture.sizes import is_symbolic
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
-__all__ = ["Export", "export_module"]
+__all__ = ["Export", "NotExportableError", "export_calls", "export_module"]
+
+
+class NotExportableError(CaptureError):
+    """The model runs on the inputs, but torch cannot follow its forward."""
 
 
 class Export(NamedTuple):
@@ -72,6 +77,9 @@ def _export_dynamic(
             program = torch.export.export(model, run_inputs.args, run_inputs.kwargs, dynamic_shapes=shapes)
     except CaptureError:
         raise
+    except GuardOnDataDependentSymNode as error:
+        # the values of tensors decide, whatever the size of the batch
+        raise _explained(model, example, error) from error
     except Exception as error:  # noqa: BLE001  torch.export raises whatever the model's own code raises
         place = place_in_model(error)
         return None, f"export with a dynamic batch failed: {first_line(error)}" + (
@@ -81,6 +89,30 @@ def _export_dynamic(
     if fixed:
         return None, f"the model's forward fixes the batch size of {', '.join(fixed)}"
     return (program, run_inputs), None
+
+
+def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) -> Export:
+    """Export a module that takes a pair of positional and keyword arguments for each of several calls.
+
+    Args:
+        module: In evaluation mode.
+        calls: The inputs of each call, and why its batch cannot be dynamic; None when it can.
+
+    Raises:
+        CaptureError: If the calls cannot be exported together.
+    """
+    example = Inputs(tuple((call.args, call.kwargs) for call, _ in calls))
+    shapes = ShapesCollection()
+    for call, reason in calls:
+        for tensor in batched_tensors(call, batch_size(call) or 0) if reason is None else ():
+            shapes[tensor] = {0: Dim.AUTO}
+    with only_plain_outputs(module) as left_out, _plain_surroundings():
+        try:
+            with _quiet():
+                program = torch.export.export(module, example.args, dynamic_shapes=shapes)
+        except Exception:  # noqa: BLE001  torch.export raises whatever the model's own code raises
+            program = _export_static(module, example)
+    return Export(program, example, "the model was captured in parts", tuple(left_out))
 
 
 def _sizes_of_batched(program: ExportedProgram, size: int) -> list[tuple[str, int | torch.SymInt]]:
@@ -119,7 +151,7 @@ def _explained(model: nn.Module, example: Inputs, error: Exception) -> CaptureEr
             f"  inputs: {describe_inputs(example)}{_device_of(model)}\n"
             "Pass example inputs with which model(...) itself runs."
         )
-    return CaptureError(
+    return NotExportableError(
         f"The model runs, but its forward cannot be captured: {first_line(error)}\n"
         f"  at {place_in_model(error) or type(model).__name__}\n{_way_out(error)}"
     )

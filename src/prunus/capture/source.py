@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import describe_inputs, with_batch
 from prunus.capture.captured import Captured
-from prunus.capture.export import Export, export_module
+from prunus.capture.export import Export, NotExportableError, export_module
+from prunus.capture.partial import capture_parts
 from prunus.capture.preserve import forget_caches, left_as_found
 from prunus.capture.program import captured_from
 from prunus.capture.pt2 import load_program
@@ -66,11 +67,23 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
             "first."
         )
     with left_as_found(model):
-        export = export_module(model, example)
+        try:
+            export = export_module(model, example)
+        except NotExportableError as error:
+            return _capture_parts(model, example, error)
         if forget_caches(model, export.program.constants.values()):
             export = _second(model, example, export)
         captured = captured_from(export.program, model, example, export.run_inputs)
     return captured.with_(static_reason=export.static_reason, left_out=export.left_out)
+
+
+def _capture_parts(model: nn.Module, example: Inputs, error: NotExportableError) -> Captured:
+    parts, export, partial = capture_parts(model, example, error)
+    captured = captured_from(export.program, parts, example, export.run_inputs)
+    # each part has a batch of its own, so there is none of the whole
+    return captured.with_(
+        static_reason=export.static_reason, left_out=export.left_out, batch=None, partial=partial
+    )
 
 
 def _second(model: nn.Module, example: Inputs, first: Export) -> Export:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.capture import Captured
+from prunus.capture import Captured, Partial
 from prunus.plan import Plan
 from prunus.report.data import GroupReport, LayerReport, Report, Totals
 from prunus.report.latency import measure_many
@@ -37,6 +37,8 @@ def build_report(
     )
     if form == "class" and remark:
         notes.append(remark)
+    if structure.captured.partial:
+        notes += partial_notes(structure.captured.partial)
     return Report(
         form=form,
         form_reason=remark if form == "graph" else "",
@@ -57,6 +59,16 @@ def build_report(
     )
 
 
+def partial_notes(partial: Partial) -> list[str]:
+    """What was captured of a model that cannot be captured as a whole, and why not more."""
+    return [
+        f"captured in parts: {', '.join(partial.parts)}; their inputs and outputs keep their sizes, and MACs are those of "
+        "one call of each part for each form of inputs that it gets",
+        *(f"left out: the code of {each}" for each in partial.left_out),
+        *([f"also used by code that was left out: {', '.join(sorted(partial.used_outside))}"] if partial.used_outside else []),
+    ]  # fmt: skip
+
+
 def versions() -> dict[str, str]:
     """Versions of what computed a result."""
     from prunus import __version__
@@ -65,9 +77,9 @@ def versions() -> dict[str, str]:
 
 
 def _totals_before(captured: Captured, latency_ms: float | None) -> Totals:
-    if captured.model is not None:
+    if captured.owner is not None:
         return Totals(
-            count_params(captured.model), count_macs(captured), count_size_bytes(captured.model), latency_ms
+            count_params(captured.owner), count_macs(captured), count_size_bytes(captured.owner), latency_ms
         )
     tensors = {name: t for name, t in captured.tensors.items() if captured.kinds[name] != "constant"}
     params = sum(t.numel() for name, t in tensors.items() if captured.kinds[name] == "parameter")
@@ -77,10 +89,10 @@ def _totals_before(captured: Captured, latency_ms: float | None) -> Totals:
 
 
 def _latency(captured: Captured, model: nn.Module) -> tuple[float | None, float]:
-    if captured.model is None:
+    if captured.owner is None:
         return None, measure_many({"after": model}, captured.example, threads=LATENCY_THREADS)["after"]
     times = measure_many(
-        {"before": captured.model, "after": model}, captured.example, threads=LATENCY_THREADS
+        {"before": captured.owner, "after": model}, captured.example, threads=LATENCY_THREADS
     )
     return times["before"], times["after"]
 

@@ -103,11 +103,14 @@ class Run:
             for axis, size in enumerate(shape)
             if size > 1
         ]
+        if self.captured.partial and self.captured.names[name] in self.captured.partial.used_outside:
+            for track in tracks:
+                self.labels.hold(track, "is used by code that could not be captured", name)
         return Value(shape, tuple(tracks))
 
     def _hold_outputs(self, node: fx.Node) -> None:
         used = node.args[0]
-        names = _paths(self.captured.out_spec)
+        names = [] if self.captured.partial else _paths(self.captured.out_spec)
         for i, each in enumerate(used if isinstance(used, (tuple, list)) else [used]):
             reason = (
                 "is part of the model's output" if names else "is handed to code that could not be captured"

@@ -28,6 +28,10 @@ def as_text(structure: Structure) -> str:
         rows = [("held group", "units", "why")]
         lines += ["", *aligned([*rows, *((g.name, f"{g.size:,}", g.held or "") for g in held)], right=(1,))]
     lines += by_operator(structure.unknown)
+    if structure.captured.partial:
+        partial = structure.captured.partial
+        lines += ["", f"Captured in parts: {', '.join(partial.parts)}. Left out is the code of"]
+        lines += [f"  {each}" for each in partial.left_out]
     if structure.captured.left_out:
         lines += ["", f"Not part of the graph: {', '.join(structure.captured.left_out)}."]
     return "\n".join(lines)

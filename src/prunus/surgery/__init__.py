@@ -3,6 +3,7 @@
 from prunus.surgery.class_ties import with_class_ties
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.lift import lift
+from prunus.surgery.put_back import put_back
 from prunus.surgery.replay import cut, replay
 from prunus.surgery.slice import slice_graph
 from prunus.surgery.verify import Verification, compare
@@ -16,6 +17,7 @@ __all__ = [
     "count_size_bytes",
     "cut",
     "lift",
+    "put_back",
     "replay",
     "slice_graph",
     "with_class_ties",

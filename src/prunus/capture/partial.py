@@ -1,0 +1,250 @@
+"""Capture what can be captured of a model whose whole forward cannot: its largest submodules that export.
+
+One real forward shows what each submodule is called with. Those that export are called, one after another, by one bare
+module (`Parts`) that keeps their names; that module is captured like any other. Where one gets the very tensor that another
+has returned, it does so in `Parts` too (`flow`). All else that flows between them passes through code that nobody has
+seen, so it keeps its sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.capture.diagnose import first_line, place_in_model
+from prunus.capture.export import Export, export_calls, export_module
+from prunus.capture.flow import Flow, kind_of_call, run_once, watched
+from prunus.errors import CaptureError
+from prunus.inputs import Inputs
+
+__all__ = ["Partial", "Parts", "capture_parts"]
+
+_PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A submodule whose own code could not be captured; the empty path is the model itself."""
+
+    path: str
+    reason: str
+    place: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the model'}: {self.reason}" + (f" (at {self.place})" if self.place else "")
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a capture in parts knows besides the graph of the parts.
+
+    Attributes:
+        whole: The user's model.
+        parts: Paths of the submodules that were captured.
+        left_out: Submodules whose own code was not, and why. Their children may be parts.
+        used_outside: Names of parameters and buffers of the parts that other code uses too.
+        passed_on: Number of an output of the graph -> its axes of which other code reads the size, for outputs that other
+            code only passes on from part to part. Nothing else of them is known outside.
+    """
+
+    whole: nn.Module
+    parts: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    used_outside: frozenset[str]
+    passed_on: dict[int, frozenset[int]]
+
+
+class Parts(nn.Module):
+    """Submodules of a model under their own names, called one after another.
+
+    Args:
+        whole: The model.
+        calls: The path of the submodule that each call goes to; one may be called several times.
+        links: For each call, which leaves of its arguments are leaves of what an earlier call returned:
+            number -> (call, number).
+    """
+
+    def __init__(
+        self, whole: nn.Module, calls: tuple[str, ...], links: tuple[dict[int, tuple[int, int]], ...]
+    ) -> None:
+        super().__init__()
+        self.__dict__["_links"] = links
+        # not registered as a submodule, but copied along with this one
+        self.__dict__["_whole"] = [whole]
+        self.__dict__["_calls"] = calls
+        for path in calls:
+            *parents, name = path.split(".")
+            owner: nn.Module = self
+            for parent in parents:
+                if parent not in owner._modules:
+                    owner.add_module(parent, nn.Module())
+                owner = owner.get_submodule(parent)
+            owner._modules[name] = whole.get_submodule(path)
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model that the submodules belong to."""
+        return self.__dict__["_whole"][0]
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The path of the submodule that each call goes to."""
+        return self.__dict__["_calls"]
+
+    @property
+    def links(self) -> tuple[dict[int, tuple[int, int]], ...]:
+        """For each call, leaves of its arguments that earlier calls returned."""
+        return self.__dict__["_links"]
+
+    def forward(self, *inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
+        """One output for each call, from its positional and keyword arguments."""
+        results = []
+        for path, links, given in zip(self.calls, self.links, inputs, strict=True):
+            module: nn.Module = self
+            for name in path.split("."):
+                module = module._modules[name]  # type: ignore[assignment]
+            leaves, spec = pytree.tree_flatten(given)
+            for number, (call, returned) in links.items():
+                leaves[number] = pytree.tree_leaves(results[call])[returned]
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            results.append(module(*args, **kwargs))
+        return tuple(results)
+
+
+@dataclass
+class _Search:
+    parts: dict[str, dict[str, Export]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def capture_parts(model: nn.Module, example: Inputs, whole: CaptureError) -> tuple[Parts, Export, Partial]:
+    """Find the largest submodules that can be exported, and export them together.
+
+    Args:
+        model: The model, in evaluation mode.
+        example: Inputs with which it runs.
+        whole: Why it cannot be exported as a whole.
+
+    Raises:
+        CaptureError: If no submodule with parameters can be exported: the given one.
+    """
+    search = _Search(left_out=[_left_out("", whole)])
+    frontier = [""]
+    while frontier:
+        wanted = {path: module for parent in frontier for path, module in _children(model, parent)}
+        calls = _recorded(model, example, wanted) if wanted else {}
+        frontier = [path for path in wanted if not _try(search, path, wanted[path], calls[path])]
+    if not search.parts:
+        raise whole
+    flow = watched(model, example, list(search.parts))
+    # in the order in which they were called, so that what is passed on is there
+    keys = [key for key in flow.links if key[1] in search.parts.get(key[0], {})]
+    exports = [search.parts[path][kind] for path, kind in keys]
+    links = _links(flow, keys)
+    parts = Parts(model, tuple(path for path, _ in keys), links)
+    calls = [_without(each.run_inputs, linked) for each, linked in zip(exports, links, strict=True)]
+    export = export_calls(parts, [(c, e.static_reason) for c, e in zip(calls, exports, strict=True)])
+    passed_on = _passed_on(flow, keys, exports)
+    partial = Partial(
+        model,
+        tuple(dict.fromkeys(parts.calls)),
+        tuple(search.left_out),
+        frozenset(flow.used),
+        passed_on,
+    )
+    return parts, export, partial
+
+
+def _links(flow: Flow, keys: list[tuple[str, str]]) -> tuple[dict[int, tuple[int, int]], ...]:
+    at = {key: index for index, key in enumerate(keys)}
+    found = []
+    for index, key in enumerate(keys):
+        mine = {}
+        for number, source in flow.links[key].items():
+            if source is not None and at.get(source[:2], index) < index:
+                mine[number] = (at[source[:2]], source[2])
+        found.append(mine)
+    return tuple(found)
+
+
+def _without(call: Inputs, links: dict[int, tuple[int, int]]) -> Inputs:
+    """The inputs of a call, with None for those that come from other calls."""
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    for number in links:
+        leaves[number] = None
+    return Inputs(*pytree.tree_unflatten(leaves, spec))
+
+
+def _passed_on(flow: Flow, keys: list[tuple[str, str]], exports: list[Export]) -> dict[int, frozenset[int]]:
+    """Outputs that other code passes on and does not compute with, among those of all calls."""
+    found = {}
+    number = 0
+    for (path, kind), export in zip(keys, exports, strict=True):
+        for leaf in range(export.program.call_spec.out_spec.num_leaves):  # type: ignore[union-attr]
+            source = (path, kind, leaf)
+            if source not in flow.opened:
+                found[number] = frozenset(flow.read.get(source, ()))
+            number += 1
+    return found
+
+
+def _children(model: nn.Module, parent: str) -> Iterable[tuple[str, nn.Module]]:
+    owner = model.get_submodule(parent) if parent else model
+    for name, child in owner.named_children():
+        if any(True for _ in child.parameters()):
+            yield (f"{parent}.{name}" if parent else name), child
+
+
+def _try(search: _Search, path: str, module: nn.Module, calls: dict[str, Inputs] | CaptureError) -> bool:
+    """Export a submodule for each kind of call that it gets. False: its children have to be looked at."""
+    if not calls:
+        return False  # a container, or not used at all: nothing to tell
+    try:
+        if isinstance(calls, CaptureError):
+            raise calls
+        search.parts[path] = {kind: export_module(module, call) for kind, call in calls.items()}
+    except CaptureError as error:
+        search.left_out.append(_left_out(path, error))
+        return False
+    return True
+
+
+def _left_out(path: str, error: CaptureError) -> LeftOut:
+    cause = error.__cause__
+    place = place_in_model(cause) if isinstance(cause, Exception) else None
+    return LeftOut(path, first_line(cause) if isinstance(cause, Exception) else str(error), place)
+
+
+def _recorded(
+    model: nn.Module, example: Inputs, wanted: dict[str, nn.Module]
+) -> dict[str, dict[str, Inputs] | CaptureError]:
+    """One real forward: with what each of the submodules is called, one example of each kind."""
+    calls: dict[str, dict[str, Inputs] | CaptureError] = {path: {} for path in wanted}
+
+    def hook(path: str) -> Any:
+        def remember(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen = calls[path]
+            if isinstance(seen, CaptureError):
+                return
+            strange = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if not isinstance(leaf, _PLAIN)]
+            if strange:
+                kind = type(strange[0])
+                calls[path] = CaptureError(f"it is called with a {kind.__module__}.{kind.__qualname__}")
+                return
+            # a copy: the model may go on to write to what it passed
+            copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+            seen.setdefault(kind_of_call(args, kwargs), Inputs(*copied))
+
+        return remember
+
+    with ExitStack() as stack:
+        for path, module in wanted.items():
+            stack.callback(module.register_forward_pre_hook(hook(path), with_kwargs=True).remove)
+        run_once(model, example)
+    return calls
