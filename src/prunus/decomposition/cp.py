@@ -18,7 +18,7 @@ from prunus.errors import ConfigError
 
 __all__ = ["CP"]
 
-_CURVE_SWEEPS = 4
+_CURVE_SWEEPS = 8
 _CURVE_RANKS = 8
 _RIDGE = 1e-7
 
