@@ -56,6 +56,19 @@ def test_near_duplicates_keep_their_small_distance() -> None:
     )
 
 
+def test_large_layers_are_as_exact() -> None:
+    """Of two thirds of the rows, one of them a near duplicate, one a duplicate."""
+    rows = torch.randn(900, 600)
+    rows[5] = rows[6] + 1e-5 * torch.randn(600)
+    rows[8] = rows[7]
+    plain = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found = GeometricMedian().score(view(rows))
+    assert found.tolist() == pytest.approx(plain.sum(1).tolist(), rel=1e-6)
+    alike = rows[:1].repeat(900, 1) + 1e-6 * rows
+    plain = torch.cdist(alike.double(), alike.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert GeometricMedian().score(view(alike)).tolist() == pytest.approx(plain.sum(1).tolist(), rel=1e-5)
+
+
 def test_the_whole_layer_may_move() -> None:
     weight = torch.randn(8, 6, dtype=torch.float64)
     moved = GeometricMedian().score(view(weight + torch.randn(6, dtype=torch.float64)))

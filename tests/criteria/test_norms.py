@@ -346,7 +346,8 @@ def test_an_unknown_name_gets_those_that_are_known() -> None:
         "Known: bn_scale, flap, geometric_median, hrank, index, l1, l2, nuclear_norm, random, snp, taylor."
     )
     with pytest.raises(
-        ConfigError, match=r"unknown method 'hessian'\. Known: bn_scale, flap, geometric_median, hrank, index, l1"
+        ConfigError,
+        match=r"unknown method 'hessian'\. Known: bn_scale, flap, geometric_median, hrank, index, l1",
     ):
         as_criterion("hessian")
 

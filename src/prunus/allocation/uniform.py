@@ -25,7 +25,8 @@ def uniform(structure: Structure, families: list[Family], target: Target) -> Cho
     kept = sum(c * f.units / f.size for c, f in zip(counts, families, strict=True))
     total = sum(f.units for f in families)
     slack = sum(f.rounding_error() * f.units / f.size for f in families)
-    if total and kept > fraction * total + slack + len(families):
+    stuck = all(family.allowed == (family.size,) for family in families) and round(fraction * total) < total
+    if total and (stuck or kept > fraction * total + slack + len(families)):
         raise TargetError(
             f"channels={fraction:g} cannot be met: with these floors, multiples and held layers {kept / total:.3f} of the channels stay. "
             f"{obstacles(structure, families)}"

@@ -34,7 +34,7 @@ def loss_of(loss: Any, outputs: Any, batch: Batch) -> Tensor:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"loss must return a scalar tensor, got {got}: average over the batch")
     if not bool(torch.isfinite(value)):
-        raise ConfigError(f"the loss is {float(value)}: check the data and the loss")
+        raise ConfigError(f"the loss is {float(value.detach())}: check the data and the loss")
     if not value.requires_grad:
         raise ConfigError(
             "the loss does not depend on the outputs, so it has no gradient: compute it from `outputs`"
