@@ -41,10 +41,6 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
     import torch
 
     import prunus
-    from prunus.api import execute
-    from prunus.capture import capture
-    from prunus.structure import find_structure
-    from prunus.structure.table import prunable_share
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -55,29 +51,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
     try:
         with torch.no_grad():
             net(*args, **kwargs)
-        row["stage"] = "capture"
-        clock = time.process_time
-        t = clock()
-        captured = capture(net, prunus.Inputs(tuple(args), dict(kwargs)))
-        row["capture_s"] = clock() - t
-        row["stage"] = "structure"
-        t = clock()
-        structure = find_structure(captured)
-        row |= {"structure_s": clock() - t, "share": prunable_share(structure)}
-        row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
-        row["stage"] = "prune"
-        t = clock()
-        result = execute(structure, prunus.plan(structure, target=prunus.Target(channels=0.5)))
-        row["prune_s"] = clock() - t
-        report = result.report
-        row |= {
-            "params": report.after.params / report.before.params,
-            "form": report.form,
-            "reason": report.form_reason,
-            "error": (report.verification or {})["max_relative_error"],
-        }
-        row |= {"kept_form": "class", "kept_reason": ""} if report.form == "class" else _kept(captured)
-        row["stage"] = "done"
+        _prune(net, prunus.Inputs(tuple(args), dict(kwargs)), row)
     except Exception as error:  # noqa: BLE001  (a failure of any kind is a result)
         row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''}"}
         row["own_error"] = isinstance(error, prunus.PrunusError)
@@ -89,7 +63,53 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
     return row
 
 
-def _kept(captured: Any) -> dict[str, str]:
+def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
+    import prunus
+    from prunus import api
+    from prunus.capture import capture
+    from prunus.structure import find_structure
+    from prunus.structure.table import prunable_share
+    from prunus.surgery import cut, lift
+
+    clock = time.process_time
+    row["stage"] = "capture"
+    t = clock()
+    captured = capture(net, inputs)
+    row |= {"capture_s": clock() - t, "parts": captured.partial is not None}
+    row["stage"] = "structure"
+    times = []
+    for _ in range(2):  # the first pays for what is loaded once
+        t = clock()
+        structure = find_structure(captured)
+        row["stage"] = "prune"
+        plan = prunus.plan(structure, target=prunus.Target(channels=0.5))
+        lift(cut(structure, structure.keep_labels(plan.keep)))
+        times.append(clock() - t)
+    row |= {"share": prunable_share(structure), "surgery_s": min(times)}
+    row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
+    compare, seconds = api.compare, []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = clock()
+        result = compare(*args, **kwargs)
+        seconds.append(clock() - started)
+        return result
+
+    api.compare = timed  # type: ignore[assignment]
+    t = clock()
+    report = api.execute(structure, plan).report
+    row |= {"execute_s": clock() - t, "verify_s": sum(seconds)}
+    row |= {
+        "params": report.after.params / report.before.params,
+        "form": report.form,
+        "reason": report.form_reason,
+        "error": (report.verification or {})["max_relative_error"],
+    }
+    row |= {"kept_form": "class", "kept_reason": ""} if report.form == "class" else _kept(captured)
+    row["stage"] = "done"
+
+
+def _kept(captured: Any) -> dict[str, Any]:
     """What comes back when the user insists on the own class."""
     import prunus
     from prunus.api import execute
@@ -120,58 +140,62 @@ def run(name: str, compare: bool) -> dict[str, Any]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for zoo in dict.fromkeys(row["name"].split("/")[0] for row in rows):
-        mine = [row for row in rows if row["name"].startswith(f"{zoo}/")]
+    for zoo in (*dict.fromkeys(row["name"].split("/")[0] for row in rows), ""):
+        mine = [row for row in rows if row["name"].startswith(f"{zoo}/") or not zoo]
         good = [row for row in mine if "failed" not in row]
         if not good:
             continue
         peer = [row for row in mine if row.get("torch_pruning_s") is not None]
         lines.append([
-            zoo, str(len(mine)), str(len(good)), f"{statistics.median(1 - r['params'] for r in good):.0%}",
-            f"{statistics.median(r['share'] for r in good):.1%}", str(sum(r["form"] == "class" for r in good)),
-            f"{statistics.median(r['capture_s'] for r in good):.1f} s", f"{statistics.median(r['structure_s'] + r['prune_s'] for r in good):.1f} s",
+            zoo or "all", str(len(mine)), str(len(good)), f"{statistics.median(1 - r['params'] for r in good):.0%}",
+            f"{statistics.median(r['share'] for r in good):.1%}", str(sum(r["form"] == "class" for r in good)), str(sum(r["kept_form"] == "class" for r in good)),
+            str(sum(r["parts"] for r in good)), f"{max(r['capture_s'] + r['execute_s'] + r['surgery_s'] for r in good):.0f} s",
             str(len(peer)) if any("torch_pruning_s" in r for r in mine) else "not run",
         ])  # fmt: skip
-    head = [
-        "zoo",
-        "models",
-        "pruned, verified",
-        "parameters removed",
-        "in removable units",
-        "own class",
-        "capture",
-        "the rest",
+    head = ["zoo", "models", "pruned, verified", "parameters removed", "in removable units", "own class", "with `keep_class`", "captured in parts"]  # fmt: skip
+    return table([*head, "longest, capture to write-back", "Torch-Pruning's result runs"], lines)
+
+
+def cost(rows: list[dict[str, Any]]) -> str:
+    """What analysis, surgery and verification cost, as ratios taken in one process each."""
+    good = [row for row in rows if "failed" not in row]
+    ratio = statistics.median((r["surgery_s"] + r["verify_s"]) / r["capture_s"] for r in good)
+    lines = [
+        f"- Analysis, surgery and verification take {ratio:.2f} times the time of the capture (`torch.export`) in the median."
     ]
-    return table([*head, "Torch-Pruning's result runs"], lines)
+    both = [row for row in good if row.get("torch_pruning_s")]
+    if both:
+        theirs = sorted(both, key=lambda r: -r["torch_pruning_s"])
+        slow = theirs[: max(1, len(theirs) // 10)]
+        lines += [
+            f"- Analysis and surgery take {statistics.median(r['surgery_s'] / r['torch_pruning_s'] for r in both):.2f} times what "
+            f"Torch-Pruning takes, in the median over the {len(both)} models on which its result runs; "
+            f"{statistics.median(r['surgery_s'] / r['torch_pruning_s'] for r in slow):.2f} times on the tenth where it takes longest."
+        ]
+    return "\n".join(lines)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     causes = Counter(f"{row['stage']}: {row['failed'][:110]}" for row in rows if "failed" in row)
-    forms = Counter(_shortened(row["reason"]) for row in rows if row.get("form") == "graph")
     cells = []
     for row in sorted(rows, key=lambda row: row["name"]):
         if "failed" in row:
-            cells.append([row["name"], f"failed ({row['stage']})", "", "", "", ""])
+            cells.append([row["name"], f"failed ({row['stage']})", "", "", "", "", ""])
             continue
-        times = f"{row['capture_s']:.1f} + {row['structure_s']:.1f} + {row['prune_s']:.1f}"
-        cells.append(
-            [
-                row["name"],
-                row["form"],
-                f"{row['params']:.3f}",
-                f"{row['share']:.3f}",
-                f"{row['error']:.0e}",
-                times,
-            ]
-        )
+        times = f"{row['capture_s']:.1f} + {row['surgery_s']:.1f} + {row['verify_s']:.1f}"
+        form = row["form"] if row["form"] == row["kept_form"] else f"{row['form']}, {row['kept_form']}"
+        peer = row.get("torch_pruning_s")
+        cells.append([
+            row["name"], form, f"{row['params']:.3f}", f"{row['share']:.3f}", f"{row['error']:.0e}", times, "" if peer is None else f"{peer:.1f}",
+        ])  # fmt: skip
     failures = "\n".join(f"- {count} x {cause}" for cause, count in causes.most_common()) or "- none"
-    reasons = "\n".join(f"- {count} x {reason}" for reason, count in forms.most_common(20)) or "- none"
     return f"""# A zoo at half of its channels
 
 {summary(rows)}
 
-`Target(channels=0.5)`, L2, random weights, one thread. Medians; times are CPU seconds; the rest is analysis, plan, surgery, write-back and
-verification.
+`Target(channels=0.5)`, L2, random weights, one thread. Medians; times are CPU seconds.
+
+{cost(rows)}
 
 ## Failures
 
@@ -179,11 +203,26 @@ verification.
 
 ## Why a graph module came back
 
-{reasons}
+Without `keep_class`:
+
+{_reasons(rows, "form", "reason")}
+
+With it:
+
+{_reasons(rows, "kept_form", "kept_reason")}
 
 ## Models
 
-{table(["model", "came back as", "parameters left", "share of parameters in removable units", "error", "capture + structure + rest, s"], cells)}"""
+Two forms where `keep_class=True` gives another one. Times: capture + analysis and surgery + verification, and Torch-Pruning's
+analysis and surgery where its result runs.
+
+{table(["model", "came back as", "parameters left", "share of parameters in removable units", "error", "s", "Torch-Pruning, s"], cells)}"""
+
+
+def _reasons(rows: list[dict[str, Any]], form: str, reason: str) -> str:
+    """Reasons by how often they occur; numbers and places are left out of them."""
+    found = Counter(_shortened(row[reason]) for row in rows if row.get(form) not in (None, "class"))
+    return "\n".join(f"- {count} x {text}" for text, count in found.most_common(25)) or "- none"
 
 
 def _shortened(reason: str) -> str:
