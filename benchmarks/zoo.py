@@ -77,15 +77,18 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
     captured = capture(net, inputs)
     row |= {"capture_s": clock() - t, "parts": captured.partial is not None}
     row["stage"] = "structure"
-    times = []
-    for _ in range(2):  # the first pays for what is loaded once
-        t = clock()
+
+    def cut_once() -> tuple[Any, Any, float]:
+        began = clock()
         structure = find_structure(captured)
         row["stage"] = "prune"
         plan = prunus.plan(structure, target=prunus.Target(channels=0.5))
         lift(cut(structure, structure.keep_labels(plan.keep)))
-        times.append(clock() - t)
-    row |= {"share": prunable_share(structure), "surgery_s": min(times)}
+        return structure, plan, clock() - began
+
+    first = cut_once()[2]  # pays for what is loaded once
+    structure, plan, second = cut_once()
+    row |= {"share": prunable_share(structure), "surgery_s": min(first, second)}
     row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
     compare, seconds = api.compare, []
 
