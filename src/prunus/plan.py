@@ -41,6 +41,27 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
+class LayerPlan:
+    """What one layer is replaced by.
+
+    Attributes:
+        path: of the module.
+        method: name of the method that factors its weight.
+        ranks: of the factors, per group of a convolution.
+        shape: of the weight.
+        bias: the last of the layers that replace it has a bias.
+        options: those of the method that differ from its defaults.
+    """
+
+    path: str
+    method: str
+    ranks: tuple[int, ...]
+    shape: tuple[int, ...]
+    bias: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A frozen decision, editable through `with_keep` or as JSON.
 
@@ -54,6 +75,8 @@ class Plan:
         seed: of anything drawn at random.
         allocation: how numbers of channels were chosen under the target; `"manual"` where the user gave them.
         options: those of `Options` that differ from the defaults.
+        layers: the layers that are replaced by chains of smaller ones.
+        then: what is done with the model that results: a plan of its own, for its architecture.
         version: of the format.
     """
 
@@ -66,7 +89,13 @@ class Plan:
     seed: int = 0
     allocation: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[LayerPlan, ...] = ()
+    then: Plan | None = None
     version: int = VERSION
+
+    def followed_by(self, other: Plan) -> Plan:
+        """A plan that does what this one does, and then what `other` does with the model that results."""
+        return dataclasses.replace(self, then=other if self.then is None else self.then.followed_by(other))
 
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
@@ -90,9 +119,13 @@ class Plan:
         )
 
     def to_json(self) -> str:
-        content = {"prunus_plan": self.version, **dataclasses.asdict(self)}
-        del content["version"]
-        return json.dumps(content, indent=1, allow_nan=False)
+        return json.dumps(self._content(), indent=1, allow_nan=False)
+
+    def _content(self) -> dict[str, Any]:
+        own = dataclasses.replace(self, then=None)
+        content = {"prunus_plan": self.version, **dataclasses.asdict(own)}
+        del content["version"], content["then"]
+        return content if self.then is None else {**content, "then": self.then._content()}
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -105,6 +138,10 @@ class Plan:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: it is not valid JSON ({error})") from error
+        return Plan._of(content)
+
+    @staticmethod
+    def _of(content: Any) -> Plan:
         if not isinstance(content, dict) or "prunus_plan" not in content:
             raise PlanError("this is no plan: it has no entry 'prunus_plan'")
         if content["prunus_plan"] != VERSION or isinstance(content["prunus_plan"], bool):
@@ -117,6 +154,8 @@ class Plan:
             problems += [p for i, entry in enumerate(groups) for p in _group_problems(i, entry)]
             names = [entry.get("name") for entry in groups if isinstance(entry, dict)]
             problems += [f"group {n!r} appears twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+        if isinstance(content.get("layers"), list):
+            problems += [p for i, entry in enumerate(content["layers"]) for p in _layer_problems(i, entry)]
         if isinstance(target, dict):
             problems += [
                 f"target {key!r} is {value!r}, not a number"
@@ -127,6 +166,8 @@ class Plan:
             raise PlanError("this plan is damaged: " + "; ".join(problems[:_SHOWN]))
         del content["prunus_plan"]
         content["groups"] = tuple(_group(entry) for entry in content["groups"])
+        content["layers"] = tuple(_layer(entry) for entry in content.get("layers", ()))
+        content["then"] = Plan._of(content["then"]) if "then" in content else None
         return Plan(**content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -178,6 +219,16 @@ _ENTRIES: _Entries = {
     "seed": (int, True),
     "allocation": (str, True),
     "options": (dict, True),
+    "layers": (list, True),
+    "then": (dict, True),
+}
+_LAYER_ENTRIES: _Entries = {
+    "path": (str, False),
+    "method": (str, False),
+    "ranks": (list, False),
+    "shape": (list, False),
+    "bias": (bool, False),
+    "options": (dict, True),
 }
 _GROUP_ENTRIES: _Entries = {
     "name": (str, False),
@@ -219,6 +270,25 @@ def _group_problems(position: int, entry: Any) -> list[str]:
 def _group(entry: dict[str, Any]) -> GroupPlan:
     members = tuple((parameter, axis) for parameter, axis in entry.get("members", ()))
     return GroupPlan(entry["name"], entry["size"], tuple(sorted(entry["keep"])), members)
+
+
+def _layer_problems(position: int, entry: Any) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"layer {position} is {type(entry).__name__}, not an object"]
+    where = f"layer {entry.get('path', position)!r}"
+    problems = _entry_problems(entry, _LAYER_ENTRIES, where)
+    for key in ("ranks", "shape"):
+        values = entry.get(key)
+        if isinstance(values, list) and not all(type(v) is int and v > 0 for v in values):
+            problems.append(f"{key} of {where} are {values!r}, not whole numbers from 1")
+    return problems
+
+
+def _layer(entry: dict[str, Any]) -> LayerPlan:
+    ranks, shape = tuple(entry["ranks"]), tuple(entry["shape"])
+    return LayerPlan(
+        entry["path"], entry["method"], ranks, shape, entry["bias"], dict(entry.get("options", {}))
+    )
 
 
 def checked(name: str, size: int, indices: Iterable[int]) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def test_curves_say_what_is_lost(method: Method) -> None:
         lost = float(((kernel - made) ** 2).sum()) / total
         # Tucker and CP are improved further when they are made
         assert lost <= curve.lost[index] + 1e-9
-        assert lost >= 0.4 * curve.lost[index] - 1e-9
+        assert lost >= 0.4 * curve.lost[index] - 0.02
 
 
 def test_iteration_is_no_worse_than_truncation() -> None:

@@ -1,0 +1,66 @@
+"""What a layer's kernel meets: its inputs, patch by patch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunus.decomposition.geometry import Geometry
+
+__all__ = ["channel_rows", "patch_rows"]
+
+
+def channel_rows(x: Tensor, geometry: Geometry) -> Tensor:
+    """(groups, positions, inputs of a group) of an input to the layer."""
+    if geometry.kind == "linear":
+        return x.reshape(1, -1, geometry.inputs)
+    axes = len(geometry.kernel)
+    x = x.reshape(-1, *x.shape[-1 - axes :])
+    split = x.reshape(len(x), geometry.groups, geometry.group_inputs, -1)
+    return split.permute(1, 0, 3, 2).reshape(geometry.groups, -1, geometry.group_inputs)
+
+
+def patch_rows(x: Tensor, geometry: Geometry) -> Tensor:
+    """(groups, positions of the output, inputs of a group * taps): row times kernel is the output there."""
+    if geometry.kind == "linear":
+        return channel_rows(x, geometry)
+    axes = len(geometry.kernel)
+    x = x.reshape(-1, *x.shape[-1 - axes :])  # a layer also takes one sample without a batch
+    x, stride = (_spread(x, geometry), (1,) * axes) if geometry.kind == "transposed" else (_padded(x, geometry), geometry.stride)  # fmt: skip
+    for i in range(axes):
+        reach = geometry.dilation[i] * (geometry.kernel[i] - 1) + 1
+        x = x.unfold(2 + i, reach, stride[i])[..., :: geometry.dilation[i]]
+    if geometry.kind == "transposed":
+        x = x.flip(tuple(range(-axes, 0)))
+    groups, inputs = geometry.groups, geometry.group_inputs
+    positions, taps = tuple(range(3, 3 + axes)), tuple(range(3 + axes, 3 + 2 * axes))
+    x = x.unflatten(1, (groups, inputs))  # (batch, groups, inputs, positions..., taps...)
+    return x.permute(1, 0, *positions, 2, *taps).reshape(groups, -1, inputs * geometry.taps)
+
+
+def _padded(x: Tensor, geometry: Geometry) -> Tensor:
+    widths = [width for pair in reversed(geometry.before()) for width in pair]
+    if not any(widths):
+        return x
+    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+    return F.pad(x, widths, mode=mode)
+
+
+def _spread(x: Tensor, geometry: Geometry) -> Tensor:
+    """The input with zeros between its values, over which a transposed convolution is an ordinary one."""
+    assert not isinstance(geometry.padding, str)
+    for i, step in enumerate(geometry.stride):
+        if step > 1:
+            size = list(x.shape)
+            size[2 + i] = (size[2 + i] - 1) * step + 1
+            wide = x.new_zeros(size)
+            index = [slice(None)] * x.dim()
+            index[2 + i] = slice(None, None, step)
+            wide[tuple(index)] = x
+            x = wide
+    widths: list[int] = []
+    for i in reversed(range(len(geometry.kernel))):
+        room = geometry.dilation[i] * (geometry.kernel[i] - 1) - int(geometry.padding[i])
+        widths += [room, room + geometry.output_padding[i]]
+    return F.pad(x, widths)
