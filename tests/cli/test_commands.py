@@ -73,7 +73,7 @@ def test_compress_writes_a_result(compressed: Path) -> None:
 
 def test_compress_says_what_it_did(tmp_path: Path) -> None:
     result = run("compress", BUILD, "-o", tmp_path / "out", "--params", "0.5", "--no-verify")
-    assert "Pruned by l2 to params=0.5." in result.stdout
+    assert "Pruned by l2 to params=0.5 (global allocation)." in result.stdout
     assert "Not verified" in result.stdout and f"Saved to {tmp_path / 'out'}" in result.stdout
     for doing in ("Opening", "Analyzing the model", "Deciding what stays", "Cutting", "Writing"):
         assert f"{doing}" in result.stderr and f"{doing} " not in result.stdout
@@ -255,16 +255,15 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         (["compress", BUILD, "--macs", "0.5"], "--output"),
         (
             ["compress", BUILD, "-o", "out", "--macs", "0.5", "--method", "l3"],
-            "'l3' is none of bn_scale, geometric_median, l1, l2",
+            "'l3' is none of bn_scale, flap, geometric_median, hrank, l1, l2",
         ),
         (["compress", BUILD, "-o", "out", "--macs", "0.5", "--method", "index"], "'index' is none of"),
         (["compress", BUILD, "-o", "out", "--macs", "0.5", "--multiple-of", "0"], "--multiple-of"),
         (["plan", BUILD, "-o", "p.json"], "exactly one of"),
-        (["plan", BUILD, "--macs", "0.5"], "give --output for a plan, or --layers alone"),
-        (["plan", BUILD, "--layers", "t.csv", "-o", "p.json"], "give --output for a plan, or --layers alone"),
+        (["plan", BUILD, "--macs", "0.5"], "give --output for a plan, or --layers without it"),
         (
-            ["plan", BUILD, "--layers", "t.csv", "--macs", "0.5"],
-            "give --output for a plan, or --layers alone",
+            ["plan", BUILD, "--layers", "t.csv", "-o", "p.json"],
+            "give --output for a plan, or --layers without it",
         ),
         (["plan", BUILD, "-o", "p.json", "--edit", "t.csv", "--macs", "0.5"], "leave the fractions out"),
         (["inspect"], "SOURCE"),

@@ -1,6 +1,7 @@
 """``prunus compress``: everything in one go."""
 
 from prunus.cli import options
+from prunus.cli.deciding import Wanted, goal_of
 from prunus.cli.progress import step
 from prunus.cli.results import save_result
 from prunus.cli.sources import note_random_weights, open_source
@@ -16,8 +17,18 @@ def compress(
     params: options.Params = None,
     macs: options.Macs = None,
     size: options.Size = None,
+    ratio: options.Ratio = None,
+    allocation: options.Allocation = None,
+    data: options.Data = None,
+    batch_size: options.BatchSize = 32,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
+    layer_norm: options.LayerNorm = None,
+    policy: options.Policy = None,
+    group_policy: options.GroupPolicy = None,
+    step_size: options.StepSize = None,
+    step_op: options.StepOp = None,
+    reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
     inputs: options.Inputs = None,
     weights: options.Weights = None,
@@ -35,27 +46,37 @@ def compress(
       prunus compress timm:resnet50 --pretrained -o out --macs 0.5
       prunus compress torchvision:vgg16 --weights vgg16.pth -o out --params 0.3
       prunus compress mymodels.net:build -o out --channels 0.5 --hold 'head.*'
+      prunus compress timm:resnet50 -o out --ratio 0.3 --allocation slamp
+      prunus compress timm:resnet50 -o out --macs 0.5 --method nuclear_norm --data images.npy
       prunus compress model.pt2 -o out --size 0.25 --multiple-of 8 --onnx
     """
-    target = options.target_of(channels, params, macs, size)
+    wanted = Wanted(
+        method,
+        goal_of(channels, params, macs, size, ratio),
+        allocation,
+        options.options_of(
+            layer_norm=layer_norm,
+            policy=policy,
+            group_policy=group_policy,
+            step_size=step_size,
+            step_op=step_op,
+            reshape_channel_axis=reshape_channel_axis,
+        ),
+        tuple(hold or ()),
+        multiple_of,
+        seed,
+        data,
+        batch_size,
+    )
     from prunus.api import analyze, execute
     from prunus.artefact import require_savable
-    from prunus.decide import plan
 
     require_savable(output, overwrite=overwrite, onnx=onnx)
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
         structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
-    with step("Deciding what stays"):
-        made = plan(
-            structure,
-            method=options.method_of(method, seed),
-            target=target,
-            hold=hold or (),
-            multiple_of=multiple_of,
-            seed=seed,
-        )
+    made = wanted.plan(structure)
     with step("Cutting" if no_verify else "Cutting and verifying"):
         result = execute(structure, made, verify=not no_verify)
     save_result(result, output, overwrite=overwrite, onnx=onnx)

@@ -1,13 +1,14 @@
 """Arguments and options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prunus.allocation import Target
-from prunus.criteria import CRITERIA
+from prunus.allocation import ALLOCATORS, Target
+from prunus.criteria import CRITERIA, NORMALIZERS, Options
+from prunus.criteria.options import CHANNEL_AXES, GROUP_POLICIES, POLICIES, STEP_OPS
 
 # decided by lists of indices, which a command line cannot give
 _NOT_HERE = "index"
@@ -70,10 +71,68 @@ def _kept(what: str) -> Any:
     )
 
 
+def _ratio(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(
+            f"{value:g} is no share above 0 and below 1; 0.3 removes 30 % of the filters."
+        )
+    return value
+
+
+def _one_of(known: Sequence[Any], what: str, metavar: str = "NAME") -> Any:
+    """An option with a few known values, all of which the help and the error list."""
+    names = ", ".join(map(str, known))
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"{value!r} is none of {names}.")
+        return value
+
+    return typer.Option(metavar=metavar, callback=check, show_default=False, help=f"{what}: {names}.")
+
+
 Channels = Annotated[float | None, _kept("the channels of every group")]
 Params = Annotated[float | None, _kept("the parameters")]
 Macs = Annotated[float | None, _kept("the multiply-accumulates")]
 Size = Annotated[float | None, _kept("the bytes of the weights")]
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        callback=_ratio,
+        show_default=False,
+        help="Remove this share of the filters: 0.3 is --channels 0.7.",
+    ),
+]
+Allocation = Annotated[
+    str | None,
+    _one_of(tuple(ALLOCATORS), "How many channels each group keeps; by default what suits the target"),
+]
+LayerNorm = Annotated[
+    str | None, _one_of(tuple(NORMALIZERS), "How scores of a layer are normalized; by default mean")
+]
+Policy = Annotated[str | None, _one_of(POLICIES, "How coupled layers count; by default backward")]
+GroupPolicy = Annotated[
+    str | None, _one_of(GROUP_POLICIES, "How heads and other rows count; by default none")
+]
+StepSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", show_default=False, help="As --multiple-of, rounded by --step-op."),
+]
+StepOp = Annotated[str | None, _one_of(STEP_OPS, "How numbers are rounded to --step-size")]
+ChannelAxis = Annotated[
+    int | None,
+    _one_of(CHANNEL_AXES, "Whether heads (0, -2) or the channels of every head (1, -1) become fewer", "AXIS"),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        show_default=False,
+        help="Calibration data: an .npy, .npz or .safetensors file, or a folder of these; an array `labels` is no input.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a batch of --data.")]
 Hold = Annotated[
     list[str] | None,
     typer.Option(
@@ -110,10 +169,15 @@ def target_of(channels: float | None, params: float | None, macs: float | None, 
     if len(given) != 1:
         found = " and ".join("--size" if unit == "size_bytes" else f"--{unit}" for unit in given) or "none"
         raise typer.BadParameter(
-            f"give exactly one of --channels, --params, --macs, --size, such as --macs 0.5; got {found}.",
+            f"give exactly one of --channels, --params, --macs, --size, --ratio, such as --macs 0.5; got {found}.",
             param_hint="target",
         )
     return Target(**given)
+
+
+def options_of(**given: Any) -> Options:
+    """The options that were given; defaults for the rest."""
+    return Options(**{name: value for name, value in given.items() if value is not None})
 
 
 def method_of(name: str, seed: int) -> Any:

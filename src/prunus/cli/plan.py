@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from prunus.cli import options
+from prunus.cli.deciding import Wanted, asked, goal_of, table_of
 from prunus.cli.progress import step
 from prunus.cli.sources import note_random_weights, open_source
 from prunus.errors import ArtefactError
 from prunus.plan import Plan
-from prunus.structure import LayerTable, Structure
+from prunus.structure import Structure
 
 __all__ = ["plan"]
 
@@ -22,7 +23,9 @@ Output = Annotated[
 Layers = Annotated[
     Path | None,
     typer.Option(
-        metavar="CSV", show_default=False, help="Only list what can be pruned, in a table to edit; new."
+        metavar="CSV",
+        show_default=False,
+        help="Write a table to edit instead of a plan: what can be pruned and, with a fraction or ratio, what is recommended.",
     ),
 ]
 Edit = Annotated[
@@ -41,10 +44,20 @@ def plan(
     params: options.Params = None,
     macs: options.Macs = None,
     size: options.Size = None,
+    ratio: options.Ratio = None,
+    allocation: options.Allocation = None,
+    data: options.Data = None,
+    batch_size: options.BatchSize = 32,
     layers: Layers = None,
     edit: Edit = None,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
+    layer_norm: options.LayerNorm = None,
+    policy: options.Policy = None,
+    group_policy: options.GroupPolicy = None,
+    step_size: options.StepSize = None,
+    step_op: options.StepOp = None,
+    reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
     inputs: options.Inputs = None,
     weights: options.Weights = None,
@@ -62,38 +75,59 @@ def plan(
     Examples:
       prunus plan timm:resnet50 --pretrained -o plan.json --macs 0.5
       prunus plan mymodels.net:build --weights net.pth -o plan.json --channels 0.5
-      prunus plan torchvision:vgg16 --layers layers.csv
+      prunus plan torchvision:vgg16 --layers layers.csv --ratio 0.3 --allocation slamp
       prunus plan torchvision:vgg16 -o plan.json --edit layers.csv
       prunus apply plan.json mymodels.net:build --weights net.pth -o out
     """
-    given = (channels, params, macs, size)
-    written = _file_of(output, layers, edit, given != (None,) * 4)
-    target = None if edit or layers else options.target_of(*given)
-    table = LayerTable.from_csv(edit) if edit else None
+    fractions = (channels, params, macs, size, ratio) != (None,) * 5
+    written = _file_of(output, layers, edit, fractions)
+    wanted = Wanted(
+        method,
+        table_of(edit)
+        if edit
+        else goal_of(channels, params, macs, size, ratio)
+        if fractions or output
+        else {},
+        allocation,
+        options.options_of(
+            layer_norm=layer_norm,
+            policy=policy,
+            group_policy=group_policy,
+            step_size=step_size,
+            step_op=step_op,
+            reshape_channel_axis=reshape_channel_axis,
+        ),
+        tuple(hold or ()),
+        multiple_of,
+        seed,
+        data,
+        batch_size,
+    )
     _require_writable(written, overwrite)
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
         from prunus.api import analyze
-        from prunus.decide import plan as decide
 
         structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
+    made = wanted.plan(structure) if wanted.goal else None
     if layers:
-        listed = structure.layers()
-        listed.to_csv(layers)
-        typer.echo(f"{layers}: {len(listed)} rows. Fill in `kept`, and pass it with --edit.")
-        return
-    with step("Deciding what stays"):
-        made = decide(
-            structure,
-            method=options.method_of(method, seed),
-            target=target,
-            table=table,
-            hold=hold or (),
-            multiple_of=multiple_of,
-            seed=seed,
+        _list(structure, made, layers)
+    elif made is not None:
+        _save(made, structure, written)
+
+
+def _list(structure: Structure, made: Plan | None, path: Path) -> None:
+    """Write the table, filled in as a plan recommends, if there is one."""
+    table = structure.layers() if made is None else structure.layers().filled(made.keep)
+    table.to_csv(path)
+    if made is None:
+        typer.echo(f"{path}: {len(table)} rows. Fill in `kept`, and pass it with --edit.")
+    else:
+        filled = sum(row.kept is not None for row in table)
+        typer.echo(
+            f"{path}: {len(table)} rows, {filled} of them filled in ({asked(made)}). Edit `kept`, and pass it with --edit."
         )
-    _save(made, structure, written)
 
 
 def _file_of(output: Path | None, layers: Path | None, edit: Path | None, fractions: bool) -> Path:
@@ -103,9 +137,9 @@ def _file_of(output: Path | None, layers: Path | None, edit: Path | None, fracti
         typer.BadParameter: Options that do not go together.
     """
     written = layers or output
-    if written is None or (layers and (output or edit or fractions)):
+    if written is None or (layers and (output or edit)):
         raise typer.BadParameter(
-            "give --output for a plan, or --layers alone for the table.", param_hint="output"
+            "give --output for a plan, or --layers without it for the table.", param_hint="output"
         )
     if edit and fractions:
         raise typer.BadParameter("the table says what stays; leave the fractions out.", param_hint="--edit")
@@ -121,7 +155,7 @@ def _save(made: Plan, structure: Structure, output: Path) -> None:
     total = sum(group.size for group in structure.prunable if not group.outer)
     typer.echo(
         f"{output}: {len(made.groups)} of {len(structure.groups)} groups lose {removed:,} of {total:,} "
-        "channels that can be removed."
+        f"channels that can be removed ({asked(made)})."
     )
 
 

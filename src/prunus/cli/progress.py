@@ -2,11 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-__all__ = ["note", "step"]
+from prunus.evidence import Progress
+
+__all__ = ["note", "step", "watched"]
 
 
 @contextlib.contextmanager
@@ -16,6 +18,26 @@ def step(doing: str) -> Iterator[None]:
     start = time.perf_counter()
     with console.status(f"{doing} ..."):
         yield
+    console.print(f"{doing}: {time.perf_counter() - start:.1f} s", style="dim", markup=False)
+
+
+@contextlib.contextmanager
+def watched(doing: str) -> Iterator[Callable[[Progress], None]]:
+    """As `step`; what it gives is told how far a pass over data is, and says what time is left."""
+    console = Console(stderr=True, highlight=False)
+    start = time.perf_counter()
+    with console.status(f"{doing} ...") as status:
+
+        def progress(now: Progress) -> None:
+            total = "" if now.total is None else f" of {now.total}"
+            left = "" if now.seconds_left is None else f", about {now.seconds_left:.0f} s left"
+            if now.batches == 0 and now.seconds_left is not None:
+                console.print(
+                    f"Looking at the data takes about {now.seconds_left:.0f} s.", style="dim", markup=False
+                )
+            status.update(f"{doing} ... batch {now.batches}{total}{left}")
+
+        yield progress
     console.print(f"{doing}: {time.perf_counter() - start:.1f} s", style="dim", markup=False)
 
 

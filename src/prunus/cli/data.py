@@ -1,0 +1,95 @@
+"""Calibration data from files of arrays, never from pickles."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prunus.capture import Captured
+from prunus.errors import SourceError
+
+__all__ = ["FileData"]
+
+LABELS = "labels"
+_KINDS = (".npy", ".npz", ".safetensors")
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+
+
+class FileData:
+    """Batches from a file of arrays, or from all such files in a folder, one file in memory at a time.
+
+    Arrays are found by the names of the model's arguments; where they have other names they count in their order, and an
+    array called `labels` is no argument. An .npy file is the only argument.
+
+    Args:
+        path: an .npy, .npz or .safetensors file, or a folder of these.
+        captured: the model.
+        batch: samples in a batch.
+
+    Raises:
+        SourceError: no such file, or none that can be read.
+    """
+
+    def __init__(self, path: Path, captured: Captured, batch: int) -> None:
+        self.files = sorted(f for f in path.iterdir() if f.suffix in _KINDS) if path.is_dir() else [path]
+        self._captured, self._batch = captured, batch
+        if not self.files or not path.exists():
+            raise SourceError(f"{path}: there is no {', '.join(_KINDS)} file there.")
+        for file in self.files:
+            if file.suffix in _PICKLES:
+                raise SourceError(
+                    f"{file} is a pickle, which can run code when it is opened. Save the tensors with "
+                    "safetensors.torch.save_file({'x': tensor}, 'data.safetensors') instead."
+                )
+            if file.suffix not in _KINDS:
+                raise SourceError(f"{file}: calibration data comes as {', '.join(_KINDS)}.")
+        self._first = self._read(self.files[0])
+
+    def __len__(self) -> int:
+        if len(self.files) > 1:
+            raise TypeError  # nobody has opened the others
+        return -(-len(next(iter(self._first.values()))) // self._batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, file in enumerate(self.files):
+            arrays = self._first if number == 0 else self._read(file)
+            size = len(next(iter(arrays.values())))
+            for start in range(0, size, self._batch):
+                yield self._arranged(
+                    {name: array[start : start + self._batch] for name, array in arrays.items()}
+                )
+
+    def _arranged(self, arrays: dict[str, Tensor]) -> Any:
+        if self._captured.run_inputs.kwargs:
+            return arrays
+        names = [name for name in arrays if name != LABELS]
+        if set(names) == set(self._captured.inputs):
+            names = list(self._captured.inputs)
+        return tuple(arrays[name] for name in (*names, *([LABELS] if LABELS in arrays else [])))
+
+    @staticmethod
+    def _read(file: Path) -> dict[str, Tensor]:
+        try:
+            if file.suffix == ".safetensors":
+                arrays = load_file(file)
+            else:
+                found = np.load(file, allow_pickle=False)
+                named = {"0": found} if isinstance(found, np.ndarray) else dict(found)
+                arrays = {
+                    name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()
+                }
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise SourceError(f"{file} cannot be read as data: {error}") from error
+        sizes = {name: tuple(array.shape) for name, array in arrays.items()}
+        if not arrays or any(not shape for shape in sizes.values()):
+            raise SourceError(
+                f"{file} holds no samples: {sizes or 'nothing'}; the first axis counts samples."
+            )
+        if len({shape[0] for shape in sizes.values()}) > 1:
+            raise SourceError(f"{file}: arrays of different numbers of samples: {sizes}.")
+        return arrays

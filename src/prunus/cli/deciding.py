@@ -1,0 +1,97 @@
+"""From options on the command line to a plan, for every command that decides."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from prunus.cli import options
+from prunus.cli.data import FileData
+from prunus.cli.progress import watched
+from prunus.criteria import Options
+from prunus.plan import Plan
+from prunus.structure import LayerTable, Structure
+
+__all__ = ["Wanted", "asked"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say.
+
+    Attributes:
+        method: name of the criterion.
+        goal: one of target, ratio and table, by name; empty where nothing is to be decided.
+        allocation: name of the allocator, or None.
+        options: of scores and rounding.
+        hold, multiple_of, seed: see `prunus.plan`.
+        data: file or folder of calibration data.
+        batch: samples in a batch.
+    """
+
+    method: str
+    goal: dict[str, Any]
+    allocation: str | None
+    options: Options
+    hold: tuple[str, ...]
+    multiple_of: int
+    seed: int
+    data: Path | None
+    batch: int
+
+    def plan(self, structure: Structure) -> Plan:
+        """Decide what stays; says how far it is where data is looked at.
+
+        Raises:
+            PrunusError: see `prunus.plan`.
+        """
+        from prunus.decide import plan
+
+        data = None if self.data is None else FileData(self.data, structure.captured, self.batch)
+        with watched("Deciding what stays") as progress:
+            return plan(
+                structure,
+                method=options.method_of(self.method, self.seed),
+                allocation=self.allocation,
+                options=self.options,
+                hold=self.hold,
+                multiple_of=self.multiple_of,
+                seed=self.seed,
+                data=data,
+                progress=progress,
+                **self.goal,
+            )
+
+
+def goal_of(
+    channels: float | None, params: float | None, macs: float | None, size: float | None, ratio: float | None
+) -> dict[str, Any]:
+    """The one target, or the ratio, that was given.
+
+    Raises:
+        typer.BadParameter: None or several are given.
+    """
+    if ratio is None:
+        return {"target": options.target_of(channels, params, macs, size)}
+    if (channels, params, macs, size) != (None,) * 4:
+        raise typer.BadParameter(
+            "a ratio says what leaves, the others what stays: give one.", param_hint="--ratio"
+        )
+    return {"ratio": ratio}
+
+
+def table_of(path: Path) -> dict[str, Any]:
+    """The table that was edited.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return {"table": LayerTable.from_csv(path)}
+
+
+def asked(made: Plan) -> str:
+    """Method, target, ratio and allocation of a plan, in a few words."""
+    said = [f"{unit}={fraction:g}" for unit, fraction in made.target.items()]
+    said += [f"{made.allocation} allocation"] if made.allocation != "manual" else ["numbers given by hand"]
+    return ", ".join([made.method, *said])
