@@ -82,9 +82,7 @@ def tucker_row(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[float, floa
         return fit_of(kernel, torch.einsum("tu,sv,usk->tvk", a @ a.T, b @ b.T, kernel).reshape(kernel.shape))
 
     def theirs() -> object:
-        return partial_tucker(
-            kernel, [rank_out, rank_in], modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8
-        )
+        return partial_tucker(kernel, [rank_out, rank_in], modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8)
 
     ((_, (a, b)), _), their_s = timed(theirs)
     return onto(u_out, u_in), onto(a, b), own_s, their_s
@@ -120,7 +118,12 @@ def main() -> None:
             f"{statistics.median(b / a for a, b in zip(own_s, their_s, strict=True)):.1f}x",
         ]
     )
-    head = [f"{KERNELS} kernels of ResNet-20 and ResNet-56", "mean fit", "worst difference", "largest component"]
+    head = [
+        f"{KERNELS} kernels of ResNet-20 and ResNet-56",
+        "mean fit",
+        "worst difference",
+        "largest component",
+    ]
     head += ["median time", "faster by"]
     text = f"""# Kernels of trained networks: prunus / TensorLy
 

@@ -13,7 +13,10 @@ __all__ = ["Fitted", "als", "sliced"]
 LARGEST = 5.0  # size of a component, relative to the kernel
 _SWEEPS = 60
 _TOLERANCE = 1e-4  # relative gain of the error in a sweep
-_PENALTY, _LEAST = 1e-3, 1e-6  # on squared sizes of components, relative to the kernel's: at first, and at last
+_PENALTY, _LEAST = (
+    1e-3,
+    1e-6,
+)  # on squared sizes of components, relative to the kernel's: at first, and at last
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +150,7 @@ class _State:
         error = math.sqrt(max(0.0, 1 - 2 * inner + squares))
         return _Swept(units, sizes, error, float(sizes.max()))
 
-    def _solved(
-        self, right: Tensor, units: list[Tensor], mode: int, penalty: float
-    ) -> tuple[Tensor, Tensor]:
+    def _solved(self, right: Tensor, units: list[Tensor], mode: int, penalty: float) -> tuple[Tensor, Tensor]:
         gram = self._gram(units, mode)
         gram.diagonal().add_(penalty)
         solved = torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T

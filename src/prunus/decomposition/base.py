@@ -50,9 +50,7 @@ class Method(ABC):
         """The layers of the chain at these ranks, which may be arrays; those of zero inputs are left out."""
 
     @abstractmethod
-    def fit(
-        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
-    ) -> list[Tensor]:
+    def fit(self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric) -> list[Tensor]:
         """The kernels of the layers of `layout`, those left out included as anything."""
 
     @abstractmethod

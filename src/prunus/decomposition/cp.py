@@ -62,9 +62,7 @@ class CP(Method):
         first, last = g.pointwise(g.inputs, middle, g.groups), g.pointwise(middle, g.outputs, g.groups)
         return [first, *(g.along(axes, middle, middle, middle) for axes in self._axes(g)), last]
 
-    def fit(
-        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
-    ) -> list[Tensor]:
+    def fit(self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric) -> list[Tensor]:
         white = metric.whiten_channels(kernel)
         fitted = [self._factors(tensor, geometry, ranks[0]) for tensor in white]
         outputs, inputs, *spatial = (torch.stack(factors) for factors in zip(*fitted, strict=True))

@@ -90,7 +90,7 @@ def collect_moments(
         Path and sums; they are freed when the next pass begins.
 
     Raises:
-        ConfigError: the data does not fit, or can be read only once though several passes are needed.
+        ConfigError: the data does not fit.
         CaptureError: the model fails on it.
     """
     passes: list[dict[str, Sums]] = [{}]
@@ -102,11 +102,6 @@ def collect_moments(
             room = BUDGET_BYTES
         room -= sums.bytes
         passes[-1][path] = sums
-    if len(passes) > 1 and iter(data) is data:
-        raise ConfigError(
-            f"data can be read only once, but the moments of {len(layers)} layers need {len(passes)} passes: "
-            "pass a list of batches, or decompose fewer layers at a time"
-        )
     for wanted in passes:
         forward_all(captured, {path: sums.add for path, sums in wanted.items()}, data)
         yield from wanted.items()

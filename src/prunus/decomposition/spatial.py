@@ -43,15 +43,15 @@ class SpatialSVD(Method):
         middle = rank * g.groups
         return [g.along((0,), g.inputs, middle, g.groups), g.along(rest, middle, g.outputs, g.groups)]
 
-    def fit(
-        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
-    ) -> list[Tensor]:
+    def fit(self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric) -> list[Tensor]:
         (rank,) = ranks
         groups, outputs, inputs, taps = kernel.shape
         height = geometry.kernel[0]
         width = taps // height
         left, right = matrix_factors(self.unfoldings(kernel, geometry, metric)[0], rank)
-        first = left.reshape(groups, inputs, height, rank).permute(0, 3, 2, 1)  # (groups, rank, height, inputs)
+        first = left.reshape(groups, inputs, height, rank).permute(
+            0, 3, 2, 1
+        )  # (groups, rank, height, inputs)
         first = metric.unwhiten_inputs(first.flatten(1, 2)).reshape(groups, rank, height, inputs)
         first = first.transpose(2, 3)
         if metric.second is None:

@@ -54,9 +54,7 @@ class SVD(Method):
             return [g.along(axes, g.inputs, middle, g.groups), g.pointwise(middle, g.outputs, g.groups)]
         return [g.pointwise(g.inputs, middle, g.groups), g.along(axes, middle, g.outputs, g.groups)]
 
-    def fit(
-        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
-    ) -> list[Tensor]:
+    def fit(self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric) -> list[Tensor]:
         (rank,) = ranks
         if self._spatial(geometry):
             left, right = matrix_factors(metric.whiten(kernel).flatten(2), rank)

@@ -54,9 +54,7 @@ class Tucker(Method):
             g.pointwise(inner_out * (b < g.group_outputs), g.outputs, g.groups),
         ]
 
-    def fit(
-        self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric
-    ) -> list[Tensor]:
+    def fit(self, kernel: Tensor, geometry: Geometry, ranks: tuple[int, ...], metric: Metric) -> list[Tensor]:
         a, b = ranks
         groups, outputs, inputs, taps = kernel.shape
         white = metric.whiten_channels(kernel)
