@@ -200,4 +200,49 @@ def packaged(pick: Pick, form: Form) -> Made:
     return Do("packaged", lambda self, x: self.layer(x, x, x, need_weights=weights)[0], layer=layer), form
 
 
-MAKERS = (attention, attention, attention, talking, transposed, packaged)
+def crossed(pick: Pick, form: Form) -> Made:
+    """Queries from one stream, keys and values from another: of another width, of learned tokens, or both by torch's class."""
+    c, heads, dim = form.channels, 2, pick.one_of((2, 3))
+    kind = pick.one_of(("memory", "latents", "class"))
+    other = pick.one_of((4, 6))
+
+    def run(self: Do, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        asked = self.latents.expand(n, -1, -1) if kind == "latents" else x
+        memory = x if kind == "latents" else F.relu(self.side(x))[:, : max(1, t // 2)]
+        if kind == "class":
+            return x + self.layer(asked, memory, memory, need_weights=False)[0]
+        q = self.q(asked).view(n, -1, heads, dim).transpose(1, 2)
+        k, v = self.kv(memory).view(n, -1, 2, heads, dim).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(y)
+
+    if kind == "class":
+        heads = pick.one_of([d for d in (1, 2, 3) if c % d == 0])
+        layer = nn.MultiheadAttention(c, heads, kdim=other, vdim=other, batch_first=True)
+        return Do("crossed, class", run, layer=layer, side=nn.Linear(c, other)), form
+    layers = {"q": nn.Linear(c, heads * dim), "out": nn.Linear(heads * dim, c)}
+    if kind == "latents":
+        latents = torch.zeros(1, form.size[0], c)
+        return Do("crossed, latents", run, **layers, kv=nn.Linear(c, 2 * heads * dim), latents=latents), form
+    layers |= {"side": nn.Linear(c, other), "kv": nn.Linear(other, 2 * heads * dim)}
+    return Do("crossed, memory", run, **layers), form
+
+
+def windowed(pick: Pick, form: Form) -> Made:
+    """Within windows of two tokens, maybe shifted by one."""
+    inner, _ = attention(pick, Form("tokens", form.channels, (2,)))
+    if form.size[0] % 2:
+        return attention(pick, form)
+    shifted = pick.one_of((False, True))
+
+    def run(self: Do, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        y = x.roll(-1, 1) if shifted else x
+        y = self.inner(y.reshape(n * (t // 2), 2, c)).reshape(n, t, c)
+        return y.roll(1, 1) if shifted else y
+
+    return Do(f"windowed, shifted={shifted}", run, inner=inner), form
+
+
+MAKERS = (attention, attention, attention, talking, transposed, packaged, crossed, windowed)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.property import attention, maps, tokens
+from tests.property import attention, maps, recurrent, tokens
 from tests.property.choices import Drawn, Pick
 from tests.property.form import CONVS, Do, Form, Made, divisors, project, randomize, width
 
@@ -171,7 +171,7 @@ def block(pick: Pick, form: Form, depth: int, resize: bool) -> Made:
     if depth > 0:
         choices += ["around", "around", "around"]
     if form.channels >= 2 and form.kind == "tokens":
-        choices += ["attention"]
+        choices += ["attention", "recurrent"]
     if resize:
         choices += ["size", "form"]
     kind = pick.one_of(choices)
@@ -188,6 +188,8 @@ def block(pick: Pick, form: Form, depth: int, resize: bool) -> Made:
         return pick.one_of(AROUND)(pick, form, depth)
     if kind == "attention":
         return pick.one_of(attention.MAKERS)(pick, form)
+    if kind == "recurrent":
+        return pick.one_of(recurrent.MAKERS)(pick, form)
     if form.kind == "map":
         return pick.one_of(maps.KEEP_SIZE)(pick, form)
     return pick.one_of(tokens.MAKERS)(pick, form) if form.kind == "tokens" else vector_block(pick, form)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunus.capture import Captured
+from prunus.structure.hashing import distinct, hashed
 from prunus.structure.labels import Labels
 from prunus.structure.naming import Member, group_names, meeting_nodes
 from prunus.structure.solve import Units
@@ -114,7 +115,7 @@ def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: li
     """
     unit, owner = units.control.owners(np.arange(units.count))
     used = removable[owner]
-    keys = np.unique(unit[used].astype(np.int64) * len(drafts) + group_of[owner[used]])
+    keys = distinct(unit[used].astype(np.int64) * len(drafts) + group_of[owner[used]])
     pairs = np.stack([keys // max(len(drafts), 1), keys % max(len(drafts), 1)], 1)
     spacing = np.array(
         [np.median(np.diff(np.sort(units.first[mine]))) if len(mine) > 1 else np.inf for mine in drafts]
@@ -123,9 +124,13 @@ def _outer(units: Units, group_of: np.ndarray, removable: np.ndarray, drafts: li
     shared = np.flatnonzero(np.bincount(pairs[:, 0], minlength=units.count) > 1)
     pairs = pairs[np.isin(pairs[:, 0], shared)]
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
-    sets = {tuple(groups) for groups in np.split(pairs[:, 1], starts[1:])} if len(pairs) else set()
+    sets: set[tuple[int, ...]] = set()
+    if len(pairs):  # units in the same groups are alike: look at one of each kind
+        _, alike = np.unique(np.add.reduceat(hashed(pairs[:, 1]), starts), return_index=True)
+        ends = np.append(starts[1:], len(pairs))
+        sets = {tuple(pairs[starts[i] : ends[i], 1].tolist()) for i in alike}
     known = (group_of[units.slab] >= 0) & (group_of[units.member] >= 0)
-    contains = np.unique(group_of[units.slab[known]] * len(drafts) + group_of[units.member[known]])
+    contains = distinct(group_of[units.slab[known]] * len(drafts) + group_of[units.member[known]])
     inside = {(int(key) // len(drafts), int(key) % len(drafts)) for key in contains}
     for groups in sets:
         for a in groups:
@@ -160,9 +165,9 @@ def _partition(units: Units, removable: np.ndarray, held: np.ndarray) -> tuple[n
         return group_of, 0
     reason = np.where(removable[chosen], -2, units.held[chosen])
     text: dict[object, int] = {-2: 0}
-    codes = np.array(
-        [text.setdefault(_code(units, r), len(text)) for r in reason]
-    )  # units held for one reason together
+    present, which = np.unique(reason, return_inverse=True)
+    # units held for one reason together
+    codes = np.array([text.setdefault(_code(units, r), len(text)) for r in present.tolist()])[which]
     keys = np.stack([units.signature[chosen].astype(np.int64), codes], 1)
     _, inverse = np.unique(keys, axis=0, return_inverse=True)
     group_of[chosen] = inverse.reshape(-1)
@@ -200,7 +205,7 @@ def _members(
     place_of = np.repeat(np.arange(len(spans)), [len(span) for span in spans])[at]
     known = group_of[owner] >= 0
     found: list[list[Member]] = [[] for _ in range(count)]
-    for key in np.unique(place_of[known] * count + group_of[owner[known]]).tolist():
+    for key in distinct(place_of[known] * count + group_of[owner[known]]).tolist():
         place = labels.places[key // count]
         made = bool(produced[place.start : place.start + place.size].any())
         found[key % count].append(Member(captured.names[place.placeholder], place.axis, made))

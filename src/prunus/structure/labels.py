@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.structure.hashing import hashed, unique_pairs
+from prunus.structure.hashing import distinct, hashed, unique_pairs
 
 Relation = Literal["same", "contains", "inside", "crossed"]
 
@@ -169,7 +169,7 @@ class Labels:
 
     # ------------------------------------------------------------------ statements
     def hold(self, track: Tensor, text: str, node: str) -> None:
-        labels = np.unique(compact(track, varying(track)).numpy())
+        labels = distinct(compact(track, varying(track)).numpy())
         self.holds.append((labels[labels > 0], Reason(text, node)))
 
     def lock(self, labels: np.ndarray) -> None:
@@ -177,11 +177,11 @@ class Labels:
 
     def produce(self, track: Tensor) -> None:
         """Some contraction makes these indices: they may be removed."""
-        self.produced.append(np.unique(compact(track, varying(track)).numpy()))
+        self.produced.append(distinct(compact(track, varying(track)).numpy()))
 
     def feature(self, track: Tensor) -> None:
         """A layer sums over these indices: they may be removed, even where a table makes them and no layer."""
-        self.features.append(np.unique(compact(track, varying(track)).numpy()))
+        self.features.append(distinct(compact(track, varying(track)).numpy()))
 
     def unite(self, a: np.ndarray, b: np.ndarray, node: str) -> None:
         self.edges.append((a, b, node))
@@ -208,16 +208,16 @@ class Labels:
             self.unite(a, b, node)
             return "same"
         pairs = np.unique(np.stack([a, b], 1), axis=0) if len(a) < 64 else unique_pairs(a, b, self.count)
-        distinct_a, distinct_b = len(np.unique(pairs[:, 0])), len(np.unique(pairs[:, 1]))
-        if len(pairs) == distinct_a == distinct_b:
+        many_a, many_b = len(distinct(pairs[:, 0])), len(distinct(pairs[:, 1]))
+        if len(pairs) == many_a == many_b:
             self.unite(pairs[:, 0], pairs[:, 1], node)
             return "same"
-        if len(pairs) == distinct_b:
+        if len(pairs) == many_b:
             self.contains.append((pairs[:, 0], pairs[:, 1], node))
             if lock:
                 self.locks_within.append((pairs[:, 0], pairs[:, 1]))
             return "contains"
-        if len(pairs) == distinct_a:
+        if len(pairs) == many_a:
             self.contains.append((pairs[:, 1], pairs[:, 0], node))
             if lock:
                 self.locks_within.append((pairs[:, 1], pairs[:, 0]))
@@ -238,7 +238,7 @@ class Labels:
         order = outer_to_inner(labels)
         slabs = self._slabs(labels, axes, keep, node)
         if lock or axes[order[-1]] in keep:
-            self.lock(np.unique(labels.numpy()))
+            self.lock(distinct(labels.numpy()))
             self._slabs(labels, axes, tuple(axis for axis in axes if axis not in keep), node)
         out = along(slabs, keep, tuple(track.shape))
         if len(keep) > 1:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.structure.hashing import distinct as distinct_of
 from prunus.structure.labels import Labels, along, compact, outer_to_inner, tighten, varying
 
 
@@ -33,9 +34,9 @@ def cut(labels: Labels, before: Tensor, after: Tensor, node: str) -> None:
     """Note when `after` has only some of the labels of `before`: not all of those may leave."""
     if _size(after) >= _size(before):
         return
-    left = np.unique(compact(after, varying(after)).numpy())
+    left = distinct_of(compact(after, varying(after)).numpy())
     left = left[left > 0]
-    whole = np.unique(compact(before, varying(before)).numpy())
+    whole = distinct_of(compact(before, varying(before)).numpy())
     if len(left) and (len(left) < int((whole > 0).sum()) or not varying(after)):
         labels.cut(left, node)
 

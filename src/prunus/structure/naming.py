@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunus.capture import Captured
+from prunus.structure.hashing import distinct
 from prunus.structure.labels import Labels
 from prunus.structure.solve import Units
 
@@ -53,7 +54,7 @@ def meeting_nodes(
         return best
     number = np.repeat(np.arange(len(statements)), [len(a) for a, _ in statements])
     group = group_of[units.of_label[np.concatenate([a for a, _ in statements])]]
-    for key in np.unique(number[group >= 0] * count + group[group >= 0]).tolist():
+    for key in distinct(number[group >= 0] * count + group[group >= 0]).tolist():
         node, g = statements[key // count][1], key % count
         any_node[g] = any_node[g] or node
         if not any(kind in target.get(node, "") for kind in INPUT_SIDE):

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from prunus.capture import Captured
+from prunus.structure.hashing import distinct
 from prunus.structure.labels import compact, outer_to_inner, varying
 from prunus.structure.value import Value
 
@@ -70,7 +71,7 @@ def _pack(node: fx.Node, values: dict[str, Any]) -> Pack | None:
     if order != sorted(order):
         return None
     grid = labels.numpy()
-    if len(np.unique(grid)) != grid.size:
+    if len(distinct(grid)) != grid.size:
         return None
     found = _follow(node, axes[order[0]], grid.shape[0])
     if found is None:

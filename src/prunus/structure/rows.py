@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunus.structure.control import Control
+from prunus.structure.hashing import distinct as distinct_of
 from prunus.structure.labels import Grid, Labels, Reason
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _partial_slabs(rows: np.ndarray, control: Control, removable: np.ndarray) ->
     used = removable[owner] & ~inside[owner]
     if not used.any():
         return {}
-    keys = np.unique(owner[used].astype(np.int64) * rows.size + at[used])
+    keys = distinct_of(owner[used].astype(np.int64) * rows.size + at[used])
     slabs, starts = np.unique(keys // rows.size, return_index=True)
     partial = {}
     for slab, taken in zip(slabs.tolist(), np.split(keys % rows.size, starts[1:]), strict=True):
@@ -82,7 +83,7 @@ def _families(units: Units, partial: dict[int, np.ndarray]) -> dict[int, dict[in
 def _blocks(rows: np.ndarray, family: dict[int, np.ndarray]) -> np.ndarray | None:
     """(rows of slabs, slabs per row) where they divide every row evenly; a slab may take as many from several rows."""
     taken = np.concatenate(list(family.values()))
-    if len(taken) != rows.size or len(np.unique(taken)) != rows.size:
+    if len(taken) != rows.size or len(distinct_of(taken)) != rows.size:
         return None
     owner = np.zeros(rows.size, int)
     for slab, positions in family.items():

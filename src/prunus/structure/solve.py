@@ -12,7 +12,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from prunus.structure.control import Control
-from prunus.structure.hashing import hashed
+from prunus.structure.hashing import distinct, hashed
 from prunus.structure.labels import Grid, Labels, Reason
 from prunus.structure.packs import Pack
 from prunus.structure.rows import constrain
@@ -146,10 +146,10 @@ def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: n
     control = Control.of(slab, member, int(of_label.max()) + 1)
     held: list[np.ndarray] = [np.zeros(0, int)]
     for part, _ in labels.cuts:
-        units = np.unique(of_label[part])
+        units = distinct(of_label[part])
         owners, times = np.unique(control.owners(units)[1], return_counts=True)
         held.append(owners[times == len(units)])
-    return np.unique(np.concatenate(held))
+    return distinct(np.concatenate(held))
 
 
 def _strong(labels: Labels) -> tuple[int, np.ndarray]:
@@ -164,7 +164,7 @@ def _strong(labels: Labels) -> tuple[int, np.ndarray]:
         count, of_label = connected_components(graph, directed=True, connection="strong")
         if not len(s):
             return count, of_label
-        pairs = np.unique(statement * count + of_label[m])
+        pairs = distinct(statement * count + of_label[m])
         owner, inside = pairs // count, pairs % count
         present, start, size = np.unique(owner, return_index=True, return_counts=True)
         slab_of = np.zeros(int(statement.max()) + 1, int)
@@ -218,8 +218,8 @@ def _signatures(labels: Labels, grids: list[Grid], of_label: np.ndarray, count: 
         np.add.at(signature, of_label[place.start : place.start + place.size], value)
     for i, grid in enumerate(grids):
         value = hashed(np.array([3 * i + 2]))[0]
-        np.add.at(signature, np.unique(of_label[grid.labels]), value)
-    parts = {np.unique(of_label[part]).tobytes() for part, _ in labels.cuts}
+        np.add.at(signature, distinct(of_label[grid.labels]), value)
+    parts = {distinct(of_label[part]).tobytes() for part, _ in labels.cuts}
     for part in parts:
         mine = np.frombuffer(part, dtype=of_label.dtype)
         signature[mine] += hashed(mine).sum(dtype=np.uint64)
@@ -253,7 +253,7 @@ def _is_regular(units: Units, grid: Grid) -> bool:
     if (kinds != kinds[:, :1]).any():
         return False
     ordered = np.unique(np.sort(rows, 1), axis=0)
-    return len(np.unique(ordered)) == ordered.size  # a unit is in one row only, and there once
+    return len(distinct(ordered)) == ordered.size  # a unit is in one row only, and there once
 
 
 def _factorize(labels: Labels, units: Units, grid: Grid) -> None:
@@ -267,4 +267,4 @@ def _factorize(labels: Labels, units: Units, grid: Grid) -> None:
     owner = np.broadcast_to(columns, rows.shape).reshape(-1)
     flat = rows.reshape(-1)
     labels.contains.append((owner[flat > 0], flat[flat > 0], grid.node))
-    labels.lock(np.unique(flat))
+    labels.lock(distinct(flat))

@@ -12,7 +12,7 @@ from torch import fx
 from prunus.errors import ConfigError
 from prunus.structure.chains import Chains, Tie
 from prunus.structure.groups import Group
-from prunus.structure.labels import Place, Reason
+from prunus.structure.labels import Place, Reason, compact, varying
 from prunus.structure.naming import Member
 from prunus.structure.source import code_of, module_of
 from prunus.structure.value import Value
@@ -261,13 +261,14 @@ class _Explaining:
             return []
         steps = [self.at(reason.node, "held")]
         if reason.text.endswith(_FACES) and reason.node in self.nodes:
-            steps += self.solid_side(self.nodes[reason.node])
+            held = np.concatenate([labels for labels, known in self.labels.holds if known is reason])
+            steps += self.solid_side(self.nodes[reason.node], held)
         return steps
 
-    def solid_side(self, node: fx.Node) -> list[Step]:
-        """Upstream of operands without channels: the first operators that hold something, or the input they come from."""
+    def solid_side(self, node: fx.Node, held: np.ndarray) -> list[Step]:
+        """Upstream of operands without the held labels: the first operator that made its result solid, or the input."""
         holds = {reason.node: reason for _, reason in self.labels.holds if not reason.text.endswith(_FACES)}
-        todo = [each for each in node.all_input_nodes if not self.has_labels(each)]
+        todo = [each for each in node.all_input_nodes if not np.isin(held, self.labels_of(each)).any()]
         seen: set[fx.Node] = set()
         inputs: list[Step] = []
         while todo:
@@ -275,13 +276,15 @@ class _Explaining:
             if each in seen:
                 continue
             seen.add(each)
-            if each.name in holds:
+            if each.name in holds and not len(self.labels_of(each)):
                 return [self.at(each.name, f"the other side {holds[each.name].text}; this is said")]
             if each.op == "placeholder" and each.name in self.captured.inputs:
                 inputs.append(Step(f"the other side comes from the model's input {each.name}", each.name))
             todo += each.all_input_nodes
         return inputs[:1]
 
-    def has_labels(self, node: fx.Node) -> bool:
+    def labels_of(self, node: fx.Node) -> np.ndarray:
+        """All labels along the axes of a value."""
         value: Any = self.structure.values.get(node.name)
-        return isinstance(value, Value) and bool(value.tracks)
+        tracks = value.tracks if isinstance(value, Value) else ()
+        return np.concatenate([np.zeros(0, int), *(compact(t, varying(t)).numpy().ravel() for t in tracks)])
