@@ -17,6 +17,7 @@ from prunus.api import (
     analyze,
     apply,
     compress,
+    decompose,
     plan,
 )  # `plan` is the function from here on, not the module
 from prunus.artefact import load, load_weights
@@ -88,6 +89,7 @@ __all__ = [
     "analyze",
     "apply",
     "compress",
+    "decompose",
     "load",
     "load_weights",
     "plan",

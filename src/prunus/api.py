@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +15,24 @@ from torch import nn
 
 from prunus.allocation import Target
 from prunus.artefact import save
-from prunus.capture import Captured, capture
+from prunus.capture import Captured, architecture_hash, capture
 from prunus.criteria import Options
 from prunus.decide import check, plan
-from prunus.describe import rebuild
+from prunus.decomposition.decide import Work
+from prunus.decomposition.request import requested
+from prunus.decomposition.run import decided, entries, executed, of_plan
+from prunus.decomposition.table import RankTable
+from prunus.describe import describe, rebuild
+from prunus.errors import PlanError
 from prunus.evidence import Progress
 from prunus.plan import Plan
 from prunus.report import Report, build_report
+from prunus.report.decomposed import decomposition_report
+from prunus.report.replaced import joined
 from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import compare, cut, lift, put_back, with_class_ties, write_back
 
-__all__ = ["Result", "analyze", "apply", "compress", "plan"]
+__all__ = ["Result", "analyze", "apply", "compress", "decompose", "plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +44,14 @@ class Result:
         plan: what was kept; `prunus.apply(fresh_model, plan)` does the same again.
         report: every layer and group before and after, totals, verification. Printing it gives a table.
         captured: the small model's graph.
-        structure: the original's structure.
+        structure: the original's structure; None where it was not needed, as in a decomposition.
     """
 
     model: nn.Module
     plan: Plan
     report: Report
     captured: Captured = field(repr=False)
-    structure: Structure = field(repr=False)
+    structure: Structure | None = field(repr=False)
 
     def save(self, directory: str | Path, *, overwrite: bool = False, onnx: bool = False) -> Path:
         """Write plan.json, model.safetensors, model.pt2, report.json (and model.onnx): all of it or nothing.
@@ -82,6 +90,7 @@ def apply(
     example_inputs: Any = None,
     verify: bool = True,
     measure_latency: bool = False,
+    data: Any = None,
 ) -> Result:
     """Execute a plan on a model; the model itself is not touched.
 
@@ -92,11 +101,26 @@ def apply(
         verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
             where the labels that are left do not settle that all operands fit.
         measure_latency: also time both models.
+        data: calibration batches, for plans that replace layers: their factors are then the best ones on this data. Without it
+            they are the best ones for the weights.
 
     Raises:
         PlanError: the plan is for another architecture, or breaks a constraint.
         SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
     """
+    result = _applied(model, plan, example_inputs, verify, measure_latency, data)
+    following = plan.then
+    while following is not None:
+        alone = dataclasses.replace(following, then=None)
+        result = _after(result, _applied(result.model, alone, None, verify, measure_latency, data))
+        following = following.then
+    return result
+
+
+def _applied(
+    model: Any, plan: Plan, example_inputs: Any, verify: bool, measure_latency: bool, data: Any
+) -> Result:
+    """Execute one plan, without what follows it."""
     inputs = (
         example_inputs
         if example_inputs is not None
@@ -104,11 +128,24 @@ def apply(
         if isinstance(model, nn.Module)
         else None
     )
-    return execute(
-        _structure(capture(model, inputs), plan.keep_class),
-        plan,
-        verify=verify,
-        measure_latency=measure_latency,
+    captured = capture(model, inputs)
+    plan = dataclasses.replace(plan, then=None)
+    if not plan.layers:
+        structure = _structure(captured, plan.keep_class)
+        return execute(structure, plan, verify=verify, measure_latency=measure_latency)
+    if plan.groups:
+        raise PlanError("one plan both removes channels and replaces layers: put the second into its `then`")
+    if plan.architecture != architecture_hash(captured):
+        raise PlanError("this plan was made for another architecture. Make a new one with prunus.decompose.")
+    work, ranks, biases = of_plan(captured, plan.layers)
+    return _replaced(captured, work, ranks, data, plan, biases=biases, measure_latency=measure_latency)
+
+
+def _after(first: Result, second: Result) -> Result:
+    """Two results, one made from the other's model, as one."""
+    plan = first.plan.followed_by(second.plan)
+    return dataclasses.replace(
+        second, plan=plan, report=joined(first.report, second.report), structure=first.structure
     )
 
 
@@ -208,3 +245,111 @@ def compress(
         progress=progress,
     )
     return execute(structure, made, verify=verify, measure_latency=measure_latency)
+
+
+def decompose(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    method: Any = "svd",
+    target: Target | None = None,
+    ranks: Any = None,
+    table: RankTable | None = None,
+    data: Any = None,
+    hold: Sequence[str] = (),
+    multiple_of: int = 1,
+    floor: int | float = 1,
+    correct_bias: bool = True,
+    measure_latency: bool = False,
+) -> Result:
+    """Replace layers by chains of smaller ones. Give exactly one of `target`, `ranks` and `table`.
+
+    A replaced layer becomes an `nn.Sequential` of plain layers in its place: `conv1.0`, `conv1.1`... Layers whose weight is used
+    otherwise than by calling the layer are left alone; the report says why.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, the path of a `.pt2` file, or the `Result` of an earlier step, whose plan
+            is then continued. It is left as found.
+        example_inputs: see `analyze`; not needed for results.
+        method: `"svd"`, `"tucker"`, `"cp"`, `"spatial_svd"`, or an object of `prunus.decomposition`; or several, of which
+            each layer gets the first that takes it.
+        target: what is kept of the model's `macs`, `params` or `size_bytes`; ranks are chosen so that as little as possible is
+            lost at the layers' outputs.
+        ranks: `EVBMF()` or `Energy(0.95)` of `prunus.decomposition`, or ranks per layer: `{"conv1": [8, 16], "fc": 10}`. Ranks
+            are those of one group, for convolutions with groups.
+        table: from `prunus.decomposition.rank_table`, edited.
+        data: calibration batches like the example inputs; a list or a data loader, as they are read several times. With it,
+            errors count at the layers' outputs; without, in the weights.
+        hold: layers that are never touched: paths, prefixes of paths or globs.
+        multiple_of: estimated and chosen ranks are multiples of this, or full.
+        floor: smallest rank, as a number or a share (a float) of the full one, where ranks are not given.
+        correct_bias: with data, the bias takes up the mean of what is lost; a layer without one gets one.
+        measure_latency: also time both models, and refuse replacements that are no faster on this machine.
+
+    Returns:
+        The result: model, plan, report.
+
+    Raises:
+        ConfigError: options, ranks or data that do not fit; all problems of the ranks at once.
+        TargetError: no ranks reach the target.
+        PrunusError: see `analyze`; the model is as it was.
+
+    Example:
+        >>> import torch, prunus
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+        >>> result = prunus.decompose(net, torch.randn(4, 32), ranks={"0": 8})
+        >>> result.model[0]
+        Sequential(
+          (0): Linear(in_features=32, out_features=8, bias=False)
+          (1): Linear(in_features=8, out_features=64, bias=True)
+        )
+    """
+    request = requested(method, target, ranks, table, multiple_of, floor, correct_bias)
+    earlier = model if isinstance(model, Result) else None
+    source: Any = model
+    if earlier is not None:
+        source = earlier.model
+        example_inputs = earlier.captured.example if example_inputs is None else example_inputs
+    captured = capture(source, example_inputs)
+    if captured.model is None:
+        captured = capture(lift(captured), captured.example)
+    work, chosen = decided(captured, request, data, hold)
+    made = Plan(
+        architecture=architecture_hash(captured),
+        groups=(),
+        inputs=describe(captured.example),
+        method="+".join(each.name for each in request.methods),
+        target=target.to_dict() if target is not None else {},
+        options={} if target is not None else {"ranks": "manual" if isinstance(request.goal, Mapping) else str(request.goal)},
+    )  # fmt: skip
+    result = _replaced(
+        captured, work, chosen, data, made, centered=correct_bias, measure_latency=measure_latency
+    )
+    return result if earlier is None else _after(earlier, result)
+
+
+def _replaced(
+    captured: Captured,
+    work: Work,
+    ranks: Mapping[str, tuple[int, ...]],
+    data: Any,
+    plan: Plan,
+    *,
+    biases: Mapping[str, bool] | None = None,
+    centered: bool = True,
+    measure_latency: bool = False,
+) -> Result:
+    """Replace layers at chosen ranks."""
+    outcome = executed(
+        captured,
+        work,
+        ranks,
+        data,
+        centered=centered,
+        biases=biases,
+        only_faster=measure_latency and biases is None,
+    )
+    plan = dataclasses.replace(plan, layers=entries(outcome))
+    small = capture(outcome.model, captured.example)
+    report = decomposition_report(captured, small, outcome, plan, measure_latency)
+    return Result(outcome.model, plan, report, small, None)

@@ -76,7 +76,7 @@ def test_linear_layers() -> None:
     for inputs, outputs in ((5, 9), (9, 5), (7, 7)):
         layer = nn.Linear(inputs, outputs, dtype=torch.float64)
         x = input_for(layer)
-        made, _, geometry = chain(layer, SVD(), SVD().full(geometry_of(layer)))
+        made, _, _geometry = chain(layer, SVD(), SVD().full(geometry_of(layer)))
         torch.testing.assert_close(made(x), layer(x), rtol=1e-10, atol=1e-10)
         assert [type(part) for part in made] == [nn.Linear, nn.Linear]
         assert made[0].bias is None and made[1].bias is not None

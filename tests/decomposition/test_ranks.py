@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_the_variance_is_where_the_free_energy_is_least() -> None:
         edges = np.linspace(low, top, 200)
         found = [
             minimize_scalar(energy, bounds=(a, b), method="bounded", options={"xatol": 1e-10})
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         ]
         best = min(found, key=lambda each: each.fun)
         wanted = int((squares > columns * np.exp(best.x) * bar).sum())
@@ -80,7 +82,10 @@ def test_energy() -> None:
     assert Energy().rank(torch.zeros(3, 4)) == 1
 
 
-@pytest.mark.parametrize("wrong", [lambda: EVBMF(1.5), lambda: EVBMF(True), lambda: Energy(0), lambda: as_rule("x"), lambda: as_rule(3)])  # fmt: skip
+WRONG = [lambda: EVBMF(1.5), lambda: EVBMF(True), lambda: Energy(0), lambda: as_rule("x"), lambda: as_rule(3)]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_rules(wrong) -> None:
     with pytest.raises(ConfigError):
         wrong()

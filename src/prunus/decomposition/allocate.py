@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from prunus.decomposition.choices import Choices
@@ -67,7 +69,7 @@ def _hull(cost: np.ndarray, bad: np.ndarray) -> list[tuple[float, int]]:
             hull.pop()
         if cost[entry] < cost[hull[-1]]:
             hull.append(int(entry))
-    return [(_slope(cost, bad, one, two), two) for one, two in zip(hull, hull[1:], strict=False)]
+    return [(_slope(cost, bad, one, two), two) for one, two in itertools.pairwise(hull)]
 
 
 def _slope(cost: np.ndarray, bad: np.ndarray, one: int, two: int) -> float:

@@ -155,7 +155,7 @@ def _root_of(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solve(gram: Tensor, cross: Tensor) -> Tensor:
-    """cross gram^-1 by eigenvalues: features that say nothing new get no weight."""
+    """Cross gram^-1 by eigenvalues: features that say nothing new get no weight."""
     values, vectors = torch.linalg.eigh(gram)
     largest = values[:, -1:].clamp(min=1e-300)
     inverse = torch.where(values > 1e-11 * largest, 1 / values.clamp(min=1e-300), 0.0)

@@ -15,7 +15,7 @@ from prunus.capture.preserve import buffers_kept, left_as_found
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
 from prunus.decomposition.patches import channel_rows, patch_rows
-from prunus.errors import CaptureError, ConfigError
+from prunus.errors import CaptureError
 from prunus.evidence.batches import checked_batches
 from prunus.inputs import as_inputs
 

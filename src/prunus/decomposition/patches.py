@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +26,8 @@ def patch_rows(x: Tensor, geometry: Geometry) -> Tensor:
         return channel_rows(x, geometry)
     axes = len(geometry.kernel)
     x = x.reshape(-1, *x.shape[-1 - axes :])  # a layer also takes one sample without a batch
-    x, stride = (_spread(x, geometry), (1,) * axes) if geometry.kind == "transposed" else (_padded(x, geometry), geometry.stride)  # fmt: skip
+    stride = (1,) * axes if geometry.kind == "transposed" else geometry.stride
+    x = _spread(x, geometry) if geometry.kind == "transposed" else _padded(x, geometry)
     for i in range(axes):
         reach = geometry.dilation[i] * (geometry.kernel[i] - 1) + 1
         x = x.unfold(2 + i, reach, stride[i])[..., :: geometry.dilation[i]]

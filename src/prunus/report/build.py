@@ -29,7 +29,7 @@ def build_report(
     measure_latency: bool,
 ) -> Report:
     """Report on a compression: what happened to every group and layer, and the totals counted from the results."""
-    before_ms, after_ms = _latency(structure.captured, model) if measure_latency else (None, None)
+    before_ms, after_ms = latency_of(structure.captured, model) if measure_latency else (None, None)
     notes = (
         [f"not part of the graph: {', '.join(structure.captured.left_out)}"]
         if structure.captured.left_out
@@ -44,7 +44,7 @@ def build_report(
         form_reason=remark if form == "graph" else "",
         method=plan.method,
         target=plan.target,
-        before=_totals_before(structure.captured, before_ms),
+        before=totals_before(structure.captured, before_ms),
         after=Totals(count_params(model), count_macs(small), count_size_bytes(model), after_ms),
         groups=_groups(structure, plan),
         layers=_layers(structure, small, plan),
@@ -76,7 +76,8 @@ def versions() -> dict[str, str]:
     return {"prunus": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _totals_before(captured: Captured, latency_ms: float | None) -> Totals:
+def totals_before(captured: Captured, latency_ms: float | None) -> Totals:
+    """The original in numbers."""
     if captured.owner is not None:
         return Totals(
             count_params(captured.owner), count_macs(captured), count_size_bytes(captured.owner), latency_ms
@@ -88,7 +89,8 @@ def _totals_before(captured: Captured, latency_ms: float | None) -> Totals:
     )
 
 
-def _latency(captured: Captured, model: nn.Module) -> tuple[float | None, float]:
+def latency_of(captured: Captured, model: nn.Module) -> tuple[float | None, float]:
+    """Milliseconds of the original, where there is one that runs, and of the result."""
     if captured.owner is None:
         return None, measure_many({"after": model}, captured.example, threads=LATENCY_THREADS)["after"]
     times = measure_many(

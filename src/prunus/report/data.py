@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunus.report.replaced import ReplacedLayer
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -75,6 +77,7 @@ class Report:
         versions: of prunus, torch and Python.
         seed: of the plan.
         allocation, options: how the plan chose numbers of channels, and which of its options differ from the defaults.
+        replaced: layers that were, or could have been, replaced by chains of smaller ones.
     """
 
     form: str
@@ -93,6 +96,7 @@ class Report:
     seed: int = 0
     allocation: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    replaced: tuple[ReplacedLayer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunus.report.data import Report
+from prunus.report.replaced import REPLACED_HEAD, replaced_cells, replaced_line
 from prunus.report.rows import layer_rows
 from prunus.report.text import (
     LAYER_HEAD,
@@ -50,9 +51,14 @@ def print_report(report: Report, console: Console | None = None, *, layers: bool
     console.print(verification_line(report), style=style, markup=False, highlight=False)
     for line in (*remarks(report), *(line for line in by_operator(report.unknown_operators) if line)):
         console.print(line, style="yellow", markup=False, highlight=False)
-    if layers:
+    if layers and report.layers:
         console.print(_layers(report, console.width))
-    console.print(counts_line(report), markup=False, highlight=False)
+    if report.layers or not report.replaced:
+        console.print(counts_line(report), markup=False, highlight=False)
+    if report.replaced:
+        if layers:
+            console.print(_replaced(report))
+        console.print(replaced_line(report.replaced), markup=False, highlight=False)
     console.print(versions_line(report), style="dim", markup=False, highlight=False)
 
 
@@ -92,6 +98,18 @@ def _layers(report: Report, width: int) -> Table:
     for row, texts in zip(rows, cells, strict=True):
         style = "red" if row.after == "gone" else "dim" if row.reason else ""
         table.add_row(*(Text(texts[i]) for i in columns), style=style)
+    return table
+
+
+def _replaced(report: Report) -> Table:
+    from rich.text import Text
+
+    table = _table()
+    for name in REPLACED_HEAD:
+        text = name in ("layer", "method", "note")
+        table.add_column(name, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
+    for layer in report.replaced:
+        table.add_row(*map(Text, replaced_cells(layer)), style="dim" if layer.reason else "")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunus.report.data import Report
+from prunus.report.replaced import REPLACED_HEAD, replaced_cells, replaced_line
 from prunus.report.rows import Row, layer_rows
 from prunus.structure.table import aligned, by_operator
 
@@ -38,12 +39,16 @@ def as_text(report: Report) -> str:
         *remarks(report),
         *(by_operator(report.unknown_operators)),
         "",
-        *aligned(rows, right=(4, 5)),
-        "",
-        counts_line(report),
+        *([*aligned(rows, right=(4, 5)), "", counts_line(report)] if report.layers else []),
+        *(_replaced(report) if report.replaced else []),
         versions_line(report),
     ]
     return "\n".join(lines)
+
+
+def _replaced(report: Report) -> list[str]:
+    cells = [REPLACED_HEAD, *map(replaced_cells, report.replaced)]
+    return [*aligned(cells, right=(2, 3, 4, 5, 6)), "", replaced_line(report.replaced)]
 
 
 def asked(report: Report) -> str:
@@ -57,7 +62,7 @@ def asked(report: Report) -> str:
     options = [f"{name}={value}" for name, value in report.options.items()]
     said = ", ".join([*([chosen] if chosen else []), *options])
     return (
-        f"Pruned by {report.method or 'hand'}"
+        f"{'Decomposed' if report.replaced else 'Pruned'} by {report.method or 'hand'}"
         + (f" to {target}" if target else "")
         + (f" ({said})." if said else ".")
     )
@@ -80,6 +85,8 @@ def totals(report: Report) -> list[tuple[str, str, str, str]]:
 
 def form_line(report: Report) -> str:
     """What kind of module came back, and why."""
+    if report.form == "class" and report.replaced:
+        return "Model: your own class with layers replaced by chains of smaller ones."
     if report.form == "class":
         said = f" ({report.form_reason})" if report.form_reason else ""
         return f"Model: your own class with smaller parameters{said}."
@@ -94,6 +101,11 @@ def verification_line(report: Report) -> str:
     count = checked["inputs_checked"]
     said = "Verified" if checked["passed"] else "WRONG"
     error, tolerance = checked["max_relative_error"], checked["tolerance"]
+    if report.replaced and not report.groups:
+        return (
+            f"{said}: replaced layers differ from the product of their factors by {error:.1e} of their outputs' scale at most "
+            f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} layer{'s' * (count != 1)})."
+        )
     return (
         f"{said}: differs from the masked original by {error:.1e} of the outputs' scale at most "
         f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} input{'s' * (count != 1)})."
