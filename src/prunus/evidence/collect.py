@@ -84,6 +84,11 @@ def collect(
     needs = list({need.key: need for need in needs}.values())
     if data is None:
         raise ConfigError("data is missing: pass an iterable of batches like the example inputs")
+    if structure.captured.partial is not None:
+        raise ConfigError(
+            "this model could only be captured in parts, and calibration data does not pass through code that was not captured: "
+            "use a method that looks at weights alone, such as 'l2', or analyze one of its parts by itself"
+        )
     pass_ = _Collector(structure, needs, chosen, loss)
     total, batches, samples = length_of(data), 0, 0
     start = time.perf_counter()
