@@ -99,7 +99,7 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
                 members[g],
                 held,
                 rows.get(g),
-                tuple(names[t] for t in tied.get(g, ())),
+                tuple(names[t] for t in sorted(tied.get(g, ()))),
                 bool(outer[g]),
                 nodes[g],
                 mine,
@@ -233,4 +233,19 @@ def _rows(
         for g in present:
             tied.setdefault(g, set()).update(int(t) for t in present if t != g)
     rows = {g: r for g, r in rows.items() if len(r) > 1}
-    return rows, {g: t for g, t in tied.items() if t}
+    return rows, _closed(tied)
+
+
+def _closed(tied: dict[int, set[int]]) -> dict[int, set[int]]:
+    """What is tied to what is tied, too: where one is in two grids, all of both keep as many."""
+    closed: dict[int, set[int]] = {}
+    for g in tied:
+        if g in closed:
+            continue
+        together, todo = {g}, [g]
+        while todo:
+            fresh = tied.get(todo.pop(), set()) - together
+            together |= fresh
+            todo += fresh
+        closed |= {each: together - {each} for each in together}
+    return {g: others for g, others in closed.items() if others}
