@@ -57,7 +57,8 @@ def plan(
         table: from `structure.layers()`, edited: how many channels every group keeps; the method decides which.
         allocation: how many channels each group keeps under the target: `"uniform"`, the same share of every group;
             `"global"`, all ranked together; `"slamp"`, all ranked by their share of what is left of their layer;
-            `"isomorphic"`, ranked among groups of equal topology; `"erk"`, wide layers keep less. None: uniform for
+            `"isomorphic"`, ranked among groups of equal topology; `"erk"`, wide layers keep less; `"knapsack"`, what
+            adds least error for what it saves, for scores that are errors. None: uniform for
             channels and ratios, global for others.
         options: how scores are normalized and combined, and numbers rounded; see `Options`.
         hold: layers that are never touched: paths, prefixes of paths or globs.
@@ -84,7 +85,7 @@ def plan(
             raise ConfigError("ByIndex says what stays: it takes no target, ratio or table")
         return _by_index(structure, method, seed)
     criterion = as_criterion(method)
-    options = _checked_options(options)
+    options = _checked_options(options, criterion)
     goal = _goal(structure, target, ratio, table)
     free = _free(structure, held_by(structure, hold) if hold else set(), goal, options)
 
@@ -93,7 +94,7 @@ def plan(
         return score_groups(structure, criterion, groups, options, evidence, multiplied)
 
     if isinstance(goal, Target):
-        allocation = allocator_of(allocation, goal)
+        allocation = allocator_of(allocation, goal, criterion)
         choice = allocate(
             structure,
             score(free),
@@ -132,10 +133,10 @@ def _free(
     return [g for g in free if g.name not in inside]
 
 
-def _checked_options(options: Options | None) -> Options:
+def _checked_options(options: Options | None, criterion: Any) -> Options:
     if options is not None and not isinstance(options, Options):
         raise ConfigError(f"options must be a prunus.Options, got {type(options).__name__}")
-    return options or Options()
+    return options or Options(layer_norm=getattr(criterion, "layer_norm", Options.layer_norm))
 
 
 def _goal(

@@ -13,6 +13,7 @@ from prunus.allocation.erk import erk
 from prunus.allocation.families import Family, find_families
 from prunus.allocation.global_rank import global_rank
 from prunus.allocation.isomorphic import isomorphic
+from prunus.allocation.knapsack import knapsack
 from prunus.allocation.slamp import energies, layer_adaptive
 from prunus.allocation.target import Target
 from prunus.allocation.uniform import uniform
@@ -28,17 +29,19 @@ ALLOCATORS: dict[str, Allocator] = {
     "slamp": global_rank,  # of layer-adaptive scores
     "isomorphic": isomorphic,
     "erk": erk,
+    "knapsack": knapsack,
 }
 
 
-def allocator_of(allocation: str | None, target: Target) -> str:
-    """The allocator's name; where none is given, the one that suits the target.
+def allocator_of(allocation: str | None, target: Target, criterion: Any = None) -> str:
+    """The allocator's name; where none is given, the one that suits the criterion and the target.
 
     Raises:
         ConfigError: an unknown name.
     """
     if allocation is None:
-        return "uniform" if target.unit == "channels" else "global"
+        suits = getattr(criterion, "allocation", "global")
+        return "uniform" if target.unit == "channels" else suits
     if not isinstance(allocation, str) or allocation not in ALLOCATORS:
         near = difflib.get_close_matches(str(allocation), ALLOCATORS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

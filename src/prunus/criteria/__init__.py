@@ -10,6 +10,7 @@ from prunus.criteria.hrank import HRank
 from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
 from prunus.criteria.normalize import NORMALIZERS
 from prunus.criteria.nuclear_norm import NuclearNorm
+from prunus.criteria.obs import OBS
 from prunus.criteria.options import Options
 from prunus.criteria.scoring import score_groups
 from prunus.criteria.snp import SNP
@@ -20,6 +21,7 @@ __all__ = [
     "CRITERIA",
     "FLAP",
     "NORMALIZERS",
+    "OBS",
     "SNP",
     "BatchNormScale",
     "ByIndex",

@@ -1,0 +1,165 @@
+"""Optimal brain surgery on whole channels: what leaving a channel out costs once the others have made up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prunus.criteria.base import GroupView, register
+from prunus.errors import ConfigError
+from prunus.evidence import Need
+
+_KEY = "obs:second_moments"
+_DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
+_STEPS = 256  # channels leave one by one in groups up to this size, and a few at a time in wider ones
+
+
+@register("obs")
+@dataclass(frozen=True)
+class OBS:
+    """Greedy optimal brain surgery: the error that remains after the other channels are fitted to replace one.
+
+    Every layer that reads the group's channels computes `W x`. Without channel c, the rest can predict it linearly; what is
+    lost is the part of it that they cannot, through the weights that read it:
+
+        e_c = sum over layers of |W_c|^2 / [C^-1]_cc / var(W x)
+
+    with C the covariance of the channels (of pixels or tokens). The channel of least error leaves, W and C^-1 are
+    updated as if it had been made up for, and so on: a channel's score is its error at the time when it leaves, never less than
+    that of a channel before it. Errors are relative to the variance of what the layer puts out, so they compare
+    between layers: allocate with `"knapsack"`. For queries and keys, which disappear in a product, the
+    score is the channel's share in the logits, without repair.
+
+    Needs: data, a few hundred inputs without labels. Cost: O(d^3) for d channels, per layer that reads them.
+    Caution: it counts on the repair, see `recover` in `prunus.compress`; without it, the choice is not a good one.
+
+    Example:
+        >>> import torch, prunus
+        >>> from prunus.criteria import OBS
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)).eval()
+        >>> data = [torch.randn(64, 3)]
+        >>> plan = prunus.plan(prunus.analyze(net, data[0]), method=OBS(), ratio=0.25, data=data)
+        >>> [len(keep) for keep in plan.keep.values()]  # three inputs cannot make four independent channels
+        [3]
+
+    References:
+        Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv:2208.11580; Kurtic et al., ZipLM, NeurIPS 2023,
+        arXiv:2302.04089.
+    """
+
+    name: ClassVar[str]
+    # scores are errors: they compare between groups as they are, and add up
+    layer_norm: ClassVar[str] = "none"
+    allocation: ClassVar[str] = "knapsack"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Second moments of what is read."""
+        return (Need(_KEY, "read", second_moments),)
+
+    def score(self, group: GroupView) -> Tensor:
+        """Return (units,) errors, >= 0.
+
+        Raises:
+            ConfigError: without data.
+        """
+        seen = group.seen(_KEY)
+        layers = [self._layer(group, seen, layer) for layer in seen]
+        readers = [layer for layer in layers if isinstance(layer, _Reader)]
+        fixed = [layer for layer in layers if isinstance(layer, Tensor)]
+        if not readers and not fixed:
+            raise ConfigError(
+                f"obs cannot score group {group.name!r}: its channels lie several times in what reads them, so no single "
+                f"covariance describes them. Use another method, or hold={[group.name]!r}"
+            )
+        total = torch.stack(fixed).sum(0) if fixed else torch.zeros(group.size, dtype=torch.float64)
+        return greedy(readers, total)
+
+    def _layer(self, group: GroupView, seen: dict[str, Tensor], layer: str) -> _Reader | Tensor | None:
+        sums = seen[layer]
+        gram, total, count = sums[:, :-2], sums[:, -2], sums[:, -1:]
+        if gram.shape[0] != gram.shape[1]:
+            return None
+        node, _, side = layer.rpartition(":")
+        if side in ("0", "1") and (other := seen.get(f"{node}:{1 - int(side)}")) is not None:
+            return _share_of_product(gram, other[:, :-2]) if side == "0" and other.shape == sums.shape else None
+        weights = [
+            member.weight.double().cpu()
+            for member in group.members
+            if not member.produces and member.parameter.rpartition(".")[0] == layer
+        ]
+        if not weights:
+            return None
+        mean = total / count[:, 0]
+        covariance = gram / count - mean[:, None] * mean[None, :]
+        covariance = (covariance + covariance.T) / 2
+        weight = torch.cat([w.reshape(group.size, -1) for w in weights], 1)
+        return _Reader(covariance, weight @ weight.T)
+
+
+def second_moments(x: Tensor) -> Tensor:
+    """(positions, positions + 2) products, sum and number of (positions, samples, *map) activations."""
+    flat = x.flatten(1).float()
+    count = flat.new_full((len(flat), 1), flat.shape[1])
+    return torch.cat([flat @ flat.T, flat.sum(1, keepdim=True), count], 1)
+
+
+def _share_of_product(left: Tensor, right: Tensor) -> Tensor:
+    """(units,) energy of each pair of queries and keys, relative to that of all."""
+    energy = left.diagonal() * right.diagonal()
+    return energy / energy.sum().clamp(min=1e-300)
+
+
+class _Reader:
+    """One layer that reads the channels, while they leave.
+
+    Args:
+        covariance: (d, d) of the channels.
+        power: (d, d) products of the weights that read them, summed over outputs.
+    """
+
+    def __init__(self, covariance: Tensor, power: Tensor) -> None:
+        damping = _DAMPING * covariance.diagonal().mean().clamp(min=1e-300)
+        eye = torch.eye(len(covariance), dtype=torch.float64)
+        self.inverse = torch.linalg.inv(covariance + damping * eye)
+        self.power = power.clone()
+        self.scale = float((power * covariance).sum().clamp(min=1e-300))
+
+    def errors(self) -> Tensor:
+        """(d,) of leaving each channel out."""
+        return self.power.diagonal().clamp(min=0) / self.inverse.diagonal().clamp(min=1e-300) / self.scale
+
+    def remove(self, chosen: Tensor) -> None:
+        """Leave channels out, after the others have made up for them: W <- W - W_M Hi_MM^-1 Hi_M, Hi likewise."""
+        block = self.inverse[chosen][:, chosen]
+        column = torch.linalg.solve(block, self.inverse[chosen])  # (m, d)
+        self.inverse -= self.inverse[:, chosen] @ column
+        cross = self.power[:, chosen] @ column
+        self.power += column.T @ self.power[chosen][:, chosen] @ column - cross - cross.T
+        # what is gone stays gone, whatever rounding says
+        self.power[chosen], self.power[:, chosen] = 0, 0
+        self.inverse[chosen], self.inverse[:, chosen] = 0, 0
+
+
+def greedy(readers: list[_Reader], fixed: Tensor) -> Tensor:
+    """(d,) errors at which the channels leave, one after another; see `OBS`."""
+    size = len(fixed)
+    at_once = -(-size // _STEPS)
+    scores = torch.full((size,), float("inf"), dtype=torch.float64)
+    left = torch.ones(size, dtype=torch.bool)
+    least = 0.0
+    while left.any():
+        errors = torch.stack([fixed, *(reader.errors() for reader in readers)]).sum(0)
+        errors[~left] = float("inf")
+        count = min(at_once, int(left.sum()))
+        found = torch.topk(errors, count, largest=False)
+        for value, index in zip(found.values.tolist(), found.indices.tolist(), strict=True):
+            least = max(least, value)
+            scores[index] = least
+        for reader in readers:
+            reader.remove(found.indices)
+        left[found.indices] = False
+    return scores

@@ -1,0 +1,206 @@
+"""Layers whose weights can be fitted again: where their rows of inputs and outputs lie, and what else reaches the same sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from prunus.capture import Captured
+from prunus.surgery.recipe import bound_arguments
+
+__all__ = ["Layer", "Shortcut", "find_layers"]
+
+aten = torch.ops.aten
+_CONVS = {
+    f: n
+    for n, name in ((1, "conv1d"), (2, "conv2d"), (3, "conv3d"))
+    for f in (getattr(aten, name).default, getattr(aten, name).padding)
+}
+_DROPOUTS = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)  # fmt: skip
+_ADDS = (aten.add.Tensor, aten.add_.Tensor)
+_MULS = (aten.mul.Tensor, aten.mul_.Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """What a layer's output is added to, and what happens to the output on the way.
+
+    Attributes:
+        other: the other operand of the sum.
+        scales: batch normalizations and factors that the output passes through.
+    """
+
+    other: fx.Node
+    scales: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer or convolution of the small graph.
+
+    Attributes:
+        node: the call.
+        source: what it reads.
+        weight, bias: placeholders; no bias where the layer has none.
+        norm: the batch normalization that alone reads its output, which can take a bias up.
+        shortcut: where its output is added to something that is known before.
+        groups: of a convolution; 1 otherwise.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    weight: str
+    bias: str | None
+    norm: fx.Node | None
+    shortcut: Shortcut | None
+    groups: int
+    arguments: dict[str, Any]
+
+    @property
+    def spatial(self) -> int:
+        """Number of axes of the map; 0 for a linear layer."""
+        return _CONVS.get(self.node.target, 0)  # type: ignore[arg-type]
+
+    @property
+    def channel_axis(self) -> int:
+        return 1 if self.spatial else -1
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """(rows, out) of an output."""
+        return y.movedim(self.channel_axis, -1).reshape(-1, y.shape[self.channel_axis])
+
+    def inputs(self, x: Tensor, rows: Tensor, kernel: tuple[int, ...]) -> Tensor:
+        """(rows, groups, in per group times kernel) that make the chosen rows of the output.
+
+        Args:
+            x: the input, with the batch.
+            rows: (rows,) indices into `outputs`.
+            kernel: sizes of the kernel.
+        """
+        if not self.spatial:
+            return x.reshape(-1, x.shape[-1])[rows].unsqueeze(1)
+        windows = self._windows(x, kernel)
+        sizes = (windows.shape[0], *windows.shape[2 : 2 + self.spatial])
+        at = torch.unravel_index(rows, sizes)
+        picked = windows[(at[0], slice(None), *at[1:])]  # (rows, in, *kernel)
+        return picked.reshape(len(rows), self.groups, -1)
+
+    def _windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+        """(batch, in, *out, *kernel), a view where nothing is padded."""
+        count = self.spatial
+        stride, dilation = (_each(self.arguments.get(k, 1), count) for k in ("stride", "dilation"))
+        padding = self.arguments.get("padding", 0)
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if padding == "same":
+            sides = [(span // 2, span - span // 2) for span in spans]
+        else:
+            sides = [(p, p) for p in _each(0 if padding == "valid" else padding, count)]
+        if any(before or after for before, after in sides):
+            x = functional.pad(x, [side for pair in reversed(sides) for side in pair])
+        for i in range(count):
+            x = x.unfold(2 + i, spans[i] + 1, stride[i])[..., :: dilation[i]]
+        return x
+
+
+def _each(value: Any, count: int) -> list[int]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in (values * count if len(values) == 1 else values)]
+
+
+def find_layers(small: Captured) -> dict[fx.Node, Layer]:
+    """Calls of linear layers and convolutions whose weight nothing else uses, in the order of the graph."""
+    dependent = small.input_dependent()
+    found = {}
+    for node in small.graph.nodes:
+        if node not in dependent or node.target not in (aten.linear.default, *_CONVS):
+            continue
+        arguments = bound_arguments(node)
+        source, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+        if not _own(small, weight) or not (bias is None or _own(small, bias)) or source not in dependent:
+            continue
+        norm = _norm_behind(small, node)
+        shortcut = _shortcut(small, node, dependent)
+        groups = int(arguments.get("groups") or 1)
+        name = None if bias is None else bias.name
+        found[node] = Layer(node, source, weight.name, name, norm, shortcut, groups, arguments)
+    return found
+
+
+def _own(small: Captured, node: Any) -> bool:
+    """A parameter that is used once, under one name."""
+    return (
+        isinstance(node, fx.Node)
+        and small.kinds.get(node.name) == "parameter"
+        and len(node.users) == 1
+        and not small.aliases.get(small.names[node.name])
+    )
+
+
+def frozen_norm(small: Captured, node: fx.Node) -> bool:
+    """A batch normalization by running statistics that no other one shares."""
+    if node.target is not aten.batch_norm.default or node.args[5]:
+        return False
+    statistics = node.args[3:5]
+    return all(isinstance(s, fx.Node) and s.name in small.tensors and len(s.users) == 1 for s in statistics)
+
+
+def _norm_behind(small: Captured, node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and frozen_norm(small, users[0]) else None
+
+
+def _shortcut(small: Captured, node: fx.Node, dependent: set[fx.Node]) -> Shortcut | None:
+    order = {each: i for i, each in enumerate(small.graph.nodes)}
+    scales: list[fx.Node] = []
+    current = node
+    while len(current.users) == 1:
+        user = next(iter(current.users))
+        if frozen_norm(small, user):
+            scales.append(user)
+        elif user.target in _MULS and _factor(small, user, current) is not None:
+            scales.append(user)
+        elif user.target in _ADDS and not user.kwargs:
+            others = [n for n in user.all_input_nodes if n is not current]
+            known = len(others) == 1 and others[0] in dependent and order[others[0]] < order[node]
+            return Shortcut(others[0], tuple(scales)) if known and _same_shape(others[0], node) else None
+        elif not (user.target in _DROPOUTS and user.args[2] is False):
+            return None
+        current = user
+    return None
+
+
+def _factor(small: Captured, node: fx.Node, current: fx.Node) -> fx.Node | None:
+    others = [n for n in node.all_input_nodes if n is not current]
+    return others[0] if len(others) == 1 and others[0].name in small.tensors else None
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (one, other)]
+    return shapes[0] is not None and len(shapes[0]) == len(shapes[1] or ())
+
+
+def gain_of(layer: Layer, tensors: dict[str, Tensor]) -> Tensor | None:
+    """(out,) by which a layer's output is multiplied before it is added to its shortcut; None where that has another form."""
+    assert layer.shortcut is not None
+    size = tensors[layer.weight].shape[0]
+    gain = torch.ones(size, dtype=torch.float64)
+    for node in layer.shortcut.scales:
+        if node.target is aten.batch_norm.default:
+            weight, variance = node.args[1], node.args[4]
+            assert isinstance(variance, fx.Node)
+            factor = (tensors[variance.name].double() + float(node.args[7])).rsqrt()  # type: ignore[arg-type]
+            if isinstance(weight, fx.Node):
+                factor = factor * tensors[weight.name].detach().double()
+        else:
+            (other,) = [n for n in node.all_input_nodes if n.name in tensors]
+            factor = tensors[other.name].detach().double()
+            trailing = factor.shape[1:] if layer.spatial else ()
+            if factor.numel() not in (1, size) or any(s != 1 for s in trailing):
+                return None
+            factor = factor.reshape(-1)
+        gain = gain * factor
+    return gain

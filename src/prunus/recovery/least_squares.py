@@ -1,0 +1,135 @@
+"""Fit a layer's weights to targets from sums alone, with as much regularization as held-out data ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fit", "Moments", "fit"]
+
+_RIDGES = tuple(10.0**e for e in (-6, -5, -4, -3, -2, -1, 0, 1))
+
+
+@dataclass
+class Moments:
+    """Sums over rows, for each group of a grouped layer, in float64.
+
+    `x` (rows, groups, d) are inputs, `t` (rows, groups, o) what is missing from the outputs.
+
+    Attributes:
+        n: number of rows.
+        x, t: (groups, d), (groups, o) sums.
+        xx: (groups, d, d).
+        tx: (groups, o, d).
+        tt: (groups, o).
+    """
+
+    n: int = 0
+    x: Tensor = field(default_factory=lambda: torch.zeros(()))
+    t: Tensor = field(default_factory=lambda: torch.zeros(()))
+    xx: Tensor = field(default_factory=lambda: torch.zeros(()))
+    tx: Tensor = field(default_factory=lambda: torch.zeros(()))
+    tt: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, x: Tensor, t: Tensor) -> None:
+        """Count rows in."""
+        x, t = x.transpose(0, 1), t.transpose(0, 1)  # (groups, rows, ...)
+        self.n += x.shape[1]
+        self.x = self.x + x.sum(1, dtype=torch.float64)
+        self.t = self.t + t.sum(1, dtype=torch.float64)
+        self.xx = self.xx + (x.transpose(1, 2) @ x).double()
+        self.tx = self.tx + (t.transpose(1, 2) @ x).double()
+        self.tt = self.tt + t.double().square().sum(1)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.n + other.n, self.x + other.x, self.t + other.t, self.xx + other.xx,
+            self.tx + other.tx, self.tt + other.tt,
+        )  # fmt: skip
+
+    def centered(self, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of x x^T, t x^T and t^2, about the means where a bias takes these up."""
+        n = max(self.n, 1)
+        xx, tx, tt = self.xx / n, self.tx / n, self.tt / n
+        if not bias:
+            return xx, tx, tt
+        x, t = self.x / n, self.t / n
+        return xx - x[:, :, None] * x[:, None, :], tx - t[:, :, None] * x[:, None, :], tt - t.square()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A correction of weights.
+
+    Attributes:
+        weight: (groups, o, d) to be added to the weights, or None if nothing helps.
+        bias: (groups, o) to be added to the bias; None without one.
+        before, after: mean square of what is missing, on the held-out rows.
+        ridge: regularization, relative to the mean square of an input; infinite where only the bias is corrected.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    before: float
+    after: float
+    ridge: float = float("inf")
+
+
+def fit(train: Moments, held: Moments, bias: bool) -> Fit:
+    """The correction that leaves least missing on held-out rows, fitted in the end to all of them.
+
+    Candidates are: none, the bias alone, and ridge regressions of different strength. For `t = W' x + b'` the solution is
+    W' = C_tx (C_xx + ridge I)^-1 and b' = mean(t) - W' mean(x).
+
+    Args:
+        train: sums of the rows that are fitted.
+        held: sums of other rows.
+        bias: whether there is a bias.
+    """
+    before = float(held.tt.sum()) / max(held.n, 1)
+    best = Fit(None, None, before, before)
+    if bias:
+        error = _held_error(held, torch.zeros_like(train.tx), train.t / train.n)
+        if error < best.after:
+            best = Fit(torch.zeros_like(train.tx), _all(train, held).t / (train.n + held.n), before, error)
+    xx, tx, _ = train.centered(bias)
+    values, vectors = torch.linalg.eigh(xx)
+    values = values.clamp(min=0)
+    scale = values.mean(1, keepdim=True)
+    turned = tx @ vectors
+    chosen = None
+    for ridge in _RIDGES:
+        weight = (turned / (values + ridge * scale + 1e-30)[:, None, :]) @ vectors.transpose(1, 2)
+        offset = _bias(train, weight) if bias else None
+        error = _held_error(held, weight, offset)
+        if error < best.after:
+            chosen, best = ridge, Fit(weight, offset, before, error, ridge)
+    if chosen is None:
+        return best
+    every = _all(train, held)
+    xx, tx, _ = every.centered(bias)
+    values, vectors = torch.linalg.eigh(xx)
+    values = values.clamp(min=0)
+    strength = chosen * values.mean(1, keepdim=True) + 1e-30
+    weight = ((tx @ vectors) / (values + strength)[:, None, :]) @ vectors.transpose(1, 2)
+    return Fit(weight, _bias(every, weight) if bias else None, before, best.after, chosen)
+
+
+def _all(train: Moments, held: Moments) -> Moments:
+    return train + held if held is not train else train
+
+
+def _bias(moments: Moments, weight: Tensor) -> Tensor:
+    return (moments.t - (weight @ moments.x[:, :, None])[:, :, 0]) / moments.n
+
+
+def _held_error(held: Moments, weight: Tensor, bias: Tensor | None) -> float:
+    """Mean square of `t - weight x - bias` over the held-out rows."""
+    n = held.n
+    error = held.tt - 2 * (weight * held.tx).sum(2) + ((weight @ held.xx) * weight).sum(2)
+    if bias is not None:
+        predicted = (weight @ held.x[:, :, None])[:, :, 0]
+        error = error - 2 * bias * (held.t - predicted) + n * bias.square()
+    return float(error.sum()) / max(n, 1)
