@@ -48,6 +48,7 @@ from prunus.errors import (
 )
 from prunus.inputs import Inputs
 from prunus.plan import GroupPlan, Plan
+from prunus.recovery import recalibrate
 from prunus.report import Report
 from prunus.structure import Group, LayerTable, Member, Structure
 from prunus.surgery import Verification
@@ -93,5 +94,6 @@ __all__ = [
     "load",
     "load_weights",
     "plan",
+    "recalibrate",
     "register_criterion",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from prunus.decomposition.run import decided, entries, executed, of_plan
 from prunus.decomposition.table import RankTable
 from prunus.describe import describe, rebuild
 from prunus.errors import PlanError
-from prunus.evidence import Progress
+from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
+from prunus.recovery import checked_steps
+from prunus.recovery import recover as repaired
 from prunus.report import Report, build_report
 from prunus.report.decomposed import decomposition_report
 from prunus.report.replaced import joined
@@ -91,6 +93,7 @@ def apply(
     verify: bool = True,
     measure_latency: bool = False,
     data: Any = None,
+    recover: bool | str | Sequence[str] = True,
 ) -> Result:
     """Execute a plan on a model; the model itself is not touched.
 
@@ -101,24 +104,34 @@ def apply(
         verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
             where the labels that are left do not settle that all operands fit.
         measure_latency: also time both models.
-        data: calibration batches, for plans that replace layers: their factors are then the best ones on this data. Without it
-            they are the best ones for the weights.
+        data: calibration batches without labels. Pruned layers are then repaired on them (see `recover`), and the factors of
+            replaced layers are the best ones on this data. Without it nothing is repaired, and factors are the best
+            ones for the weights.
+        recover: with data, the steps of the repair after pruning: `"compensate"` (layers are fitted to the original's outputs),
+            `"batch_norm"` (statistics are estimated anew); True for all of them, False for none.
 
     Raises:
         PlanError: the plan is for another architecture, or breaks a constraint.
         SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
     """
-    result = _applied(model, plan, example_inputs, verify, measure_latency, data)
+    data, steps = _reusable(data), checked_steps(recover)
+    result = _applied(model, plan, example_inputs, verify, measure_latency, data, steps)
     following = plan.then
     while following is not None:
         alone = dataclasses.replace(following, then=None)
-        result = _after(result, _applied(result.model, alone, None, verify, measure_latency, data))
+        result = _after(result, _applied(result.model, alone, None, verify, measure_latency, data, steps))
         following = following.then
     return result
 
 
 def _applied(
-    model: Any, plan: Plan, example_inputs: Any, verify: bool, measure_latency: bool, data: Any
+    model: Any,
+    plan: Plan,
+    example_inputs: Any,
+    verify: bool,
+    measure_latency: bool,
+    data: Any,
+    steps: tuple[str, ...],
 ) -> Result:
     """Execute one plan, without what follows it."""
     inputs = (
@@ -132,7 +145,9 @@ def _applied(
     plan = dataclasses.replace(plan, then=None)
     if not plan.layers:
         structure = _structure(captured, plan.keep_class)
-        return execute(structure, plan, verify=verify, measure_latency=measure_latency)
+        return execute(
+            structure, plan, verify=verify, measure_latency=measure_latency, data=data, steps=steps
+        )
     if plan.groups:
         raise PlanError("one plan both removes channels and replaces layers: put the second into its `then`")
     if plan.architecture != architecture_hash(captured):
@@ -150,9 +165,19 @@ def _after(first: Result, second: Result) -> Result:
 
 
 def execute(
-    structure: Structure, plan: Plan, *, verify: bool = True, measure_latency: bool = False
+    structure: Structure,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    measure_latency: bool = False,
+    data: Any = None,
+    steps: tuple[str, ...] = (),
+    progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Execute a plan on the model of a structure, without capturing it again. See `apply`."""
+    """Execute a plan on the model of a structure, without capturing it again. See `apply`.
+
+    With data, `steps` say how the cut network is repaired.
+    """
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
     small = cut(structure, keep)
@@ -162,12 +187,23 @@ def execute(
         if verify or small.unsettled
         else None
     )
+    recovery = None
+    if steps and data is not None and plan.groups:
+        small, recovery = repaired(structure, small, keep, data, steps=steps, progress=progress)
+        module = lift(small)
     own, remark = _own_class(structure, small, module, keep, plan)
     model, form = (module, "graph") if own is None else (own, "class")
     if structure.captured.partial:
         model = put_back(structure.captured, small, own)
     report = build_report(structure, small, plan, model, form, remark, verification, measure_latency)
+    if recovery is not None:
+        report = dataclasses.replace(report, recovery=recovery.to_dict())
     return Result(model, plan, report, small, structure)
+
+
+def _reusable(data: Any) -> Any:
+    """Data that can be gone through several times: what a generator yields is kept."""
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def _own_class(
@@ -188,7 +224,7 @@ def compress(
     model: Any,
     example_inputs: Any = None,
     *,
-    method: Any = "l2",
+    method: Any = None,
     target: Target | None = None,
     ratio: float | Mapping[str, float] | None = None,
     table: LayerTable | None = None,
@@ -203,16 +239,24 @@ def compress(
     seed: int = 0,
     data: Any = None,
     loss: Callable[[Any, Any], Any] | None = None,
+    recover: bool | str | Sequence[str] = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Make a model smaller: analyze, plan and apply in one call.
 
+    With a few hundred inputs as `data`, without labels, the accuracy that pruning costs is largely won back: channels are chosen
+    by what the others cannot replace, and the layers that read them are fitted to what the original computes.
+
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or the path of a `.pt2` file. It is left as found.
         example_inputs: see `analyze`.
-        method, target, ratio, table, allocation, options, hold, floors, multiple_of, seed, data, loss, progress: see `plan`.
+        method: see `plan`; by default `"obs"` with data and `"l2"` without.
+        target, ratio, table, allocation, options, hold, floors, multiple_of, seed, loss, progress: see `plan`.
         keep_class: see `analyze`.
-        verify, measure_latency: see `apply`.
+        verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
+        data: an iterable of batches like the example inputs, see `plan`; used by methods that look at data, and for the
+            repair, for which 1,024 samples are taken.
+        recover: the steps of the repair, see `apply`.
 
     Returns:
         The result: model, plan, report.
@@ -227,7 +271,10 @@ def compress(
         >>> result.model[0].out_features
         8
     """
+    data, steps = _reusable(data), checked_steps(recover)
     structure = analyze(model, example_inputs, keep_class=keep_class)
+    if method is None:
+        method = "l2" if data is None or isinstance(data, Evidence) else "obs"
     made = plan(
         structure,
         method=method,
@@ -244,7 +291,16 @@ def compress(
         loss=loss,
         progress=progress,
     )
-    return execute(structure, made, verify=verify, measure_latency=measure_latency)
+    batches = None if isinstance(data, Evidence) else data  # sums cannot be repaired on
+    return execute(
+        structure,
+        made,
+        verify=verify,
+        measure_latency=measure_latency,
+        data=batches,
+        steps=steps,
+        progress=progress,
+    )
 
 
 def decompose(

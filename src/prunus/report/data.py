@@ -73,6 +73,7 @@ class Report:
         verification: error, tolerance, precision, inputs; None if it was turned off.
         unknown_operators: operators without a rule, by node.
         latency_threads: threads at which latency was measured.
+        recovery: what was repaired on data, layer by layer (see `prunus.recovery.Recovery`); None where nothing was.
         notes: remarks.
         versions: of prunus, torch and Python.
         seed: of the plan.
@@ -91,6 +92,7 @@ class Report:
     verification: dict[str, Any] | None
     unknown_operators: dict[str, str] = field(default_factory=dict)
     latency_threads: int | None = None
+    recovery: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from prunus.report.data import Report
 from prunus.report.replaced import REPLACED_HEAD, replaced_cells, replaced_line
 from prunus.report.rows import Row, layer_rows
@@ -15,6 +17,7 @@ __all__ = [
     "counts_line",
     "form_line",
     "layer_cells",
+    "recovery_lines",
     "remarks",
     "totals",
     "verification_line",
@@ -36,6 +39,7 @@ def as_text(report: Report) -> str:
         "",
         form_line(report),
         verification_line(report),
+        *recovery_lines(report),
         *remarks(report),
         *(by_operator(report.unknown_operators)),
         "",
@@ -110,6 +114,26 @@ def verification_line(report: Report) -> str:
         f"{said}: differs from the masked original by {error:.1e} of the outputs' scale at most "
         f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} input{'s' * (count != 1)})."
     )
+
+
+def recovery_lines(report: Report) -> list[str]:
+    """What was repaired on data."""
+    if report.recovery is None:
+        return []
+    names = {
+        "compensate": "layers were fitted to the original's outputs",
+        "batch_norm": "batch normalizations were estimated anew",
+    }
+    lines = []
+    for step, said in names.items():
+        repairs = [r for r in report.recovery["repairs"] if r["step"] == step]
+        if repairs:
+            before, after = (statistics.median(r[key] for r in repairs) for key in ("before", "after"))
+            lines.append(
+                f"Repaired: {len(repairs)} {said}, from {report.recovery['samples']:,} inputs without labels: their relative error "
+                f"fell from {before:.1%} to {after:.1%} in the median, on inputs that were held out."
+            )
+    return lines or ["Repaired: nothing, as no step helped on inputs that were held out."]
 
 
 def remarks(report: Report) -> list[str]:
