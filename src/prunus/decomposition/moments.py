@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ __all__ = ["BUDGET_BYTES", "Sums", "collect_moments", "forward_all"]
 
 BUDGET_BYTES = 1 << 30  # of sums at a time; layers beyond it get another pass
 PATCH_LIMIT = 4608  # numbers in a patch up to which moments of whole patches are collected
-_CHUNK_BYTES = 1 << 27  # of patches laid out at once
+_ROWS = 16384  # patches of a call that are looked at, or
+_ROWS_PER_NUMBER = 16  # for each number in a patch, if that is more
 _EXACT = 1200  # numbers in a patch up to which sums are kept in double precision
 
 
@@ -36,12 +37,14 @@ class Sums:
         second: (groups, n, n) sum of products.
         first: (groups, n) sum.
         count: rows summed.
+        generator: for drawing patches.
     """
 
     geometry: Geometry
     second: Tensor | None = None
     first: Tensor | None = None
     count: int = 0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @property
     def whole(self) -> bool:
@@ -53,21 +56,19 @@ class Sums:
         size = self.geometry.group_inputs * (self.geometry.taps if self.whole else 1)
         return self.geometry.groups * size * size * (8 if size <= _EXACT else 4)
 
-    def add(self, x: Tensor) -> None:
-        """Sum up an input of the layer, in pieces where patches of all of it would be large."""
+    def add(self, x: Tensor, output: Tensor) -> None:
+        """Sum up an input of the layer; of very many patches, some that are drawn."""
         g = self.geometry
         if self.whole and g.taps > 1:
-            each = x[:1].numel() * g.taps * 4 or 1
-            pieces = x.split(max(1, _CHUNK_BYTES // each)) if x.dim() == 2 + len(g.kernel) else (x,)
-            rows = (patch_rows(piece.float(), g) for piece in pieces)
+            most = max(_ROWS, _ROWS_PER_NUMBER * g.group_inputs * g.taps)
+            rows = patch_rows(x.float(), g, most, self.generator)
         else:
-            rows = iter([channel_rows(x.float(), g)])
-        for part in rows:
-            precision = torch.float64 if part.shape[-1] <= _EXACT else torch.float32
-            second, first = (part.mT @ part).to(precision), part.sum(1, dtype=torch.float64)
-            self.second = second if self.second is None else self.second.add_(second)
-            self.first = first if self.first is None else self.first.add_(first)
-            self.count += part.shape[1]
+            rows = channel_rows(x.float(), g)
+        precision = torch.float64 if rows.shape[-1] <= _EXACT else torch.float32
+        second, first = (rows.mT @ rows).to(precision), rows.sum(1, dtype=torch.float64)
+        self.second = second if self.second is None else self.second.add_(second)
+        self.first = first if self.first is None else self.first.add_(first)
+        self.count += rows.shape[1]
 
     def metric(self, centered: bool) -> Metric:
         """Moments as a metric; plain where the layer was never called."""
@@ -109,7 +110,7 @@ def collect_moments(
 
 
 def forward_all(captured: Captured, taps: Mapping[str, Any], data: Iterable[Any]) -> None:
-    """Run the model on all batches, and hand the input of each call of the named layers to its function.
+    """Run the model on all batches, and hand input and output of each call of the named layers to its function.
 
     Raises:
         ConfigError: the data does not fit the model.
@@ -133,6 +134,6 @@ def forward_all(captured: Captured, taps: Mapping[str, Any], data: Iterable[Any]
 
 def _handing(use: Any) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        use((args[0] if args else kwargs["input"]).detach())
+        use((args[0] if args else kwargs["input"]).detach(), output.detach())
 
     return hook

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +23,17 @@ def channel_rows(x: Tensor, geometry: Geometry) -> Tensor:
     return split.permute(1, 0, 3, 2).reshape(geometry.groups, -1, geometry.group_inputs)
 
 
-def patch_rows(x: Tensor, geometry: Geometry) -> Tensor:
-    """(groups, positions of the output, inputs of a group * taps): row times kernel is the output there."""
+def patch_rows(
+    x: Tensor, geometry: Geometry, most: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """(groups, positions of the output, inputs of a group * taps): row times kernel is the output there.
+
+    Args:
+        x: what goes into the layer.
+        geometry: of the layer.
+        most: where there are more positions, so many of them are drawn.
+        generator: for drawing.
+    """
     if geometry.kind == "linear":
         return channel_rows(x, geometry)
     axes = len(geometry.kernel)
@@ -34,9 +46,16 @@ def patch_rows(x: Tensor, geometry: Geometry) -> Tensor:
     if geometry.kind == "transposed":
         x = x.flip(tuple(range(-axes, 0)))
     groups, inputs = geometry.groups, geometry.group_inputs
-    positions, taps = tuple(range(3, 3 + axes)), tuple(range(3 + axes, 3 + 2 * axes))
-    x = x.unflatten(1, (groups, inputs))  # (batch, groups, inputs, positions..., taps...)
-    return x.permute(1, 0, *positions, 2, *taps).reshape(groups, -1, inputs * geometry.taps)
+    # (batch, positions..., groups, inputs, taps...)
+    x = x.movedim(1, 1 + axes).unflatten(1 + axes, (groups, inputs))
+    places = x.shape[: 1 + axes]
+    count = math.prod(places)
+    if most is not None and count > most:
+        drawn = torch.randperm(count, generator=generator)[:most].sort().values.to(x.device)
+        x = x[torch.unravel_index(drawn, places)]
+    else:
+        x = x.flatten(0, axes)
+    return x.transpose(0, 1).reshape(groups, -1, inputs * geometry.taps)
 
 
 def _padded(x: Tensor, geometry: Geometry) -> Tensor:
