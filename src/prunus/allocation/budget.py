@@ -112,6 +112,8 @@ def alive(structure: Structure, families: list[Family], counts: list[int]) -> li
             for i, f in enumerate(families)
             if counts[i] == 0 and any(units & set(g.units.tolist()) for g in f.groups)
         ]
+        if not empty:  # what is left of nothing but rows took them along
+            empty = [i for i, count in enumerate(counts) if count == 0]
         if not empty:
             return counts
         best = max(empty, key=lambda i: families[i].worth[0])
