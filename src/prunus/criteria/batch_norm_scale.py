@@ -42,7 +42,9 @@ class BatchNormScale:
         made = [m for m in group.members if m.produces]
         bare = [m.parameter.rpartition(".")[0] or m.parameter for m in made if m.norm_scale is None]
         if bare or not made:
-            where = ", ".join(dict.fromkeys(bare)) or "what makes its channels"
+            named = list(dict.fromkeys(bare))
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            where = ", ".join(named[:3]) + more or "what makes its channels"
             raise ConfigError(
                 f"bn_scale: group {group.name!r} has no batch normalization with weights right behind {where}. "
                 f"Leave it alone with hold={[group.name]!r}, or use another method, such as 'l2'."
