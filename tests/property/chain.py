@@ -39,7 +39,8 @@ def prune(network: Network, pick: Pick) -> Pruned:
     while structure.emptied(
         keep
     ):  # at least one must stay everywhere: groups keep all again, one after another
-        kept.popitem()
+        name, _ = kept.popitem()
+        kept = {each: units for each, units in kept.items() if each not in structure.group(name).tied}
         keep = structure.keep_labels(kept)
     small = cut(structure, keep)
     module = lift(small)

@@ -6,7 +6,7 @@ channels other than through a weight, that removes the channel.
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import functional_call
 
 from prunus.capture import Captured
@@ -18,10 +18,14 @@ amin argmax argmin sort topk cumsum logsumexp rsqrt matmul bmm baddbmm einsum sc
 
 
 def mixes(captured: Captured) -> bool:
-    return any(
-        node.op == "call_function" and str(node.target).removeprefix("aten.").partition(".")[0] in MIXERS
-        for node in captured.graph.nodes
-    )
+    return any(node.op == "call_function" and _mixes(node) for node in captured.graph.nodes)
+
+
+def _mixes(node: fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    # by the statistics of what it is given: of a weight, say, that is standardized
+    by_data = name == "batch_norm" and bool(node.args[5])
+    return name in MIXERS or by_data
 
 
 @torch.no_grad()
