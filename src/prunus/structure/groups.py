@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -233,7 +234,20 @@ def _rows(
         for g in present:
             tied.setdefault(g, set()).update(int(t) for t in present if t != g)
     rows = {g: r for g, r in rows.items() if len(r) > 1}
-    return rows, _closed(tied)
+    tied = _closed(tied)
+    _even_out(rows, tied, [len(mine) for mine in drafts])
+    return rows, tied
+
+
+def _even_out(rows: dict[int, np.ndarray], tied: dict[int, set[int]], sizes: list[int]) -> None:
+    """Where what is tied has rows of different sizes, cut the longer ones up, so that all keep as many per row."""
+    for g, others in tied.items():
+        together = sorted({g, *others})
+        lengths = [rows[each].shape[1] if each in rows else sizes[each] for each in together]
+        step = math.gcd(*lengths)
+        for each, length in zip(together, lengths, strict=True):
+            if length > step:
+                rows[each] = rows.get(each, np.arange(sizes[each])[None]).reshape(-1, step)
 
 
 def _closed(tied: dict[int, set[int]]) -> dict[int, set[int]]:
