@@ -38,7 +38,8 @@ class Captured:
         in_spec: Pytree of ``(args, kwargs)``.
         out_spec: Pytree of what ``forward`` returns.
         example: The example inputs as given.
-        run_inputs: The inputs that the graph was captured with: the example, with a batch of 1 repeated to 2.
+        run_inputs: The inputs that the graph was captured with: the example, with a batch of 1 repeated to 2. Where only parts
+            could be captured, larger dynamic batches are cut to 2.
         batch: Size of the dynamic batch in ``run_inputs``, or None when the graph holds for one batch size.
         static_reason: Why the batch is not dynamic; None when it is.
         model: The user's model (what a wrapper such as ``DataParallel`` or ``torch.compile`` holds, not the

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.export import Export, export_calls, export_module
 from prunus.capture.flow import Flow, kind_of_call, run_once, watched
@@ -123,8 +124,14 @@ class _Search:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def capture_parts(model: nn.Module, example: Inputs, whole: CaptureError) -> tuple[Parts, Export, Partial]:
+def capture_parts(
+    model: nn.Module, example: Inputs, whole: CaptureError
+) -> tuple[Parts, Export, Inputs, Partial]:
     """Find the largest submodules that can be exported, and export them together.
+
+    Returns:
+        The parts as one module; its export; smaller inputs for it, enough to check that two versions of it agree; and what
+        else is known.
 
     Args:
         model: The model, in evaluation mode.
@@ -158,7 +165,23 @@ def capture_parts(model: nn.Module, example: Inputs, whole: CaptureError) -> tup
         frozenset(flow.used),
         passed_on,
     )
-    return parts, export, partial
+    return parts, export, _few(calls, exports, links), partial
+
+
+def _few(calls: list[Inputs], exports: list[Export], links: tuple[dict[int, tuple[int, int]], ...]) -> Inputs:
+    """The inputs of all calls with two samples each, as far as batches are dynamic: detectors make a thousand boxes."""
+    chain = list(range(len(calls)))  # calls that hand each other tensors have one batch
+    for index, linked in enumerate(links):
+        for source, _ in linked.values():
+            chain = [chain[source] if c == chain[index] else c for c in chain]
+    reduced = []
+    for index, call in enumerate(calls):
+        together = [exports[i] for i, c in enumerate(chain) if c == chain[index]]
+        sizes = {batch_size(each.run_inputs) for each in together}
+        size = next(iter(sizes))
+        free = len(sizes) == 1 and all(each.static_reason is None for each in together)
+        reduced.append(with_batch(call, size, 2) if free and size is not None and size > 2 else call)
+    return Inputs(tuple((call.args, call.kwargs) for call in reduced))
 
 
 def _links(flow: Flow, keys: list[tuple[str, str]]) -> tuple[dict[int, tuple[int, int]], ...]:

@@ -78,11 +78,15 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
 
 
 def _capture_parts(model: nn.Module, example: Inputs, error: NotExportableError) -> Captured:
-    parts, export, partial = capture_parts(model, example, error)
+    parts, export, few, partial = capture_parts(model, example, error)
     captured = captured_from(export.program, parts, example, export.run_inputs)
     # each part has a batch of its own, so there is none of the whole
     return captured.with_(
-        static_reason=export.static_reason, left_out=export.left_out, batch=None, partial=partial
+        run_inputs=few,
+        static_reason=export.static_reason,
+        left_out=export.left_out,
+        batch=None,
+        partial=partial,
     )
 
 

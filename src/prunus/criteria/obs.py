@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from prunus.criteria.base import GroupView, register
-from prunus.errors import ConfigError
 from prunus.evidence import Need
 
 _KEY = "obs:second_moments"
@@ -30,8 +29,9 @@ class OBS:
     with C the covariance of the channels (of pixels or tokens). The channel of least error leaves, W and C^-1 are
     updated as if it had been made up for, and so on: a channel's score is its error at the time when it leaves, never less than
     that of a channel before it. Errors are relative to the variance of what the layer puts out, so they compare
-    between layers: allocate with `"knapsack"`. For queries and keys, which disappear in a product, the
-    score is the channel's share in the logits, without repair.
+    between layers: allocate with `"knapsack"`. Queries and keys, which disappear in a product, are scored by their share in
+    the logits, without repair; channels that lie several times in what reads them (in each group of a convolution) by
+    their share in the output; and those that no layer reads directly by their weights.
 
     Needs: data, a few hundred inputs without labels. Cost: O(d^3) for d channels, per layer that reads them.
     Caution: it counts on the repair, see `recover` in `prunus.compress`; without it, the choice is not a good one.
@@ -61,56 +61,50 @@ class OBS:
         return (Need(_KEY, "read", second_moments),)
 
     def score(self, group: GroupView) -> Tensor:
-        """Return (units,) errors, >= 0.
-
-        Raises:
-            ConfigError: without data.
-        """
-        seen = group.seen(_KEY)
+        """Return (units,) errors, >= 0."""
+        seen = group.seen(_KEY, required=False)
         layers = [self._layer(group, seen, layer) for layer in seen]
         readers = [layer for layer in layers if isinstance(layer, _Reader)]
         fixed = [layer for layer in layers if isinstance(layer, Tensor)]
         if not readers and not fixed:
-            raise ConfigError(
-                f"obs cannot score group {group.name!r}: its channels lie several times in what reads them, so no single "
-                f"covariance describes them. Use another method, or hold={[group.name]!r}"
-            )
-        total = torch.stack(fixed).sum(0) if fixed else torch.zeros(group.size, dtype=torch.float64)
-        return greedy(readers, total)
+            fixed = [_share(sum((m.power_sum(2).double().cpu() for m in group.members), _zeros(group)))]
+        return greedy(readers, torch.stack(fixed).sum(0) if fixed else _zeros(group))
 
     def _layer(self, group: GroupView, seen: dict[str, Tensor], layer: str) -> _Reader | Tensor | None:
+        """What one layer loses; None where another entry says it."""
         sums = seen[layer]
-        gram, total, count = sums[:, :-2], sums[:, -2], sums[:, -1:]
-        if gram.shape[0] != gram.shape[1]:
-            return None
+        gram, squares, total, count = sums[:, :-3], sums[:, -3], sums[:, -2], sums[:, -1].clamp(min=1e-300)
         node, _, side = layer.rpartition(":")
         if side in ("0", "1") and (other := seen.get(f"{node}:{1 - int(side)}")) is not None:
-            return _share_of_product(gram, other[:, :-2]) if side == "0" and other.shape == sums.shape else None
+            return _share(squares * other[:, -3]) if side == "0" else None
         weights = [
-            member.weight.double().cpu()
+            member.weight.double().cpu().reshape(group.size, -1)
             for member in group.members
             if not member.produces and member.parameter.rpartition(".")[0] == layer
         ]
         if not weights:
             return None
-        mean = total / count[:, 0]
-        covariance = gram / count - mean[:, None] * mean[None, :]
-        covariance = (covariance + covariance.T) / 2
-        weight = torch.cat([w.reshape(group.size, -1) for w in weights], 1)
-        return _Reader(covariance, weight @ weight.T)
+        weight, mean = torch.cat(weights, 1), total / count
+        if gram.shape[0] != gram.shape[1]:  # several positions for each unit, such as one in each group of a convolution
+            return _share((squares / count - mean.square()).clamp(min=0) * weight.square().sum(1))
+        covariance = gram / count[:, None] - mean[:, None] * mean[None, :]
+        return _Reader((covariance + covariance.T) / 2, weight @ weight.T)
 
 
 def second_moments(x: Tensor) -> Tensor:
-    """(positions, positions + 2) products, sum and number of (positions, samples, *map) activations."""
+    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations."""
     flat = x.flatten(1).float()
-    count = flat.new_full((len(flat), 1), flat.shape[1])
-    return torch.cat([flat @ flat.T, flat.sum(1, keepdim=True), count], 1)
+    gram, count = flat @ flat.T, flat.new_full((len(flat), 1), flat.shape[1])
+    return torch.cat([gram, gram.diagonal()[:, None], flat.sum(1, keepdim=True), count], 1)
 
 
-def _share_of_product(left: Tensor, right: Tensor) -> Tensor:
-    """(units,) energy of each pair of queries and keys, relative to that of all."""
-    energy = left.diagonal() * right.diagonal()
+def _share(energy: Tensor) -> Tensor:
+    """(units,) of the sum over all units."""
     return energy / energy.sum().clamp(min=1e-300)
+
+
+def _zeros(group: GroupView) -> Tensor:
+    return torch.zeros(group.size, dtype=torch.float64)
 
 
 class _Reader:
