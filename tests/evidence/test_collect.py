@@ -222,6 +222,20 @@ def test_data_that_does_not_fit_is_refused(case: str) -> None:
         collect(structure, [READ], data)
 
 
+def test_a_list_is_looked_through_before_anything_runs() -> None:
+    structure = prunus.analyze(layers(6, 8, 3).eval(), torch.randn(2, 6))
+    ran = []
+
+    def seen(x: Tensor) -> Tensor:
+        ran.append(x)
+        return total(x)
+
+    for data, runs in ([GOOD, GOOD[:, :5]], 0), (iter([GOOD, GOOD[:, :5]]), 1):
+        with pytest.raises(ConfigError, match="batch 1 of data"):
+            collect(structure, [Need("seen", "read", seen)], data)
+        assert len(ran) == runs
+
+
 def test_keywords_are_chosen_and_what_is_left_are_labels() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -90,6 +90,11 @@ def collect(
             "use a method that looks at weights alone, such as 'l2', or analyze one of its parts by itself"
         )
     pass_ = _Collector(structure, needs, chosen, loss)
+    if isinstance(
+        data, list | tuple
+    ):  # all of it is there: find what does not fit before anything is computed
+        for _ in checked_batches(structure.captured, data):
+            pass
     total, batches, samples = length_of(data), 0, 0
     start = time.perf_counter()
     for batch in checked_batches(structure.captured, data):
