@@ -334,7 +334,7 @@ def decompose(
         ranks: `EVBMF()` or `Energy(0.95)` of `prunus.decomposition`, or ranks per layer: `{"conv1": [8, 16], "fc": 10}`. Ranks
             are those of one group, for convolutions with groups.
         table: from `prunus.decomposition.rank_table`, edited.
-        data: calibration batches like the example inputs; a list or a data loader, as they are read several times. With it,
+        data: calibration batches like the example inputs, without labels; they are read several times. With it,
             errors count at the layers' outputs; without, in the weights.
         hold: layers that are never touched: paths, prefixes of paths or globs.
         multiple_of: estimated and chosen ranks are multiples of this, or full.
@@ -361,6 +361,7 @@ def decompose(
         )
     """
     request = requested(method, target, ranks, table, multiple_of, floor, correct_bias)
+    data = _reusable(data)
     earlier = model if isinstance(model, Result) else None
     source: Any = model
     if earlier is not None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prunus.cli.main import app
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ["prunus", "inspect", "compress", "plan", "apply", "demo"]
+COMMANDS = ["prunus", "inspect", "compress", "plan", "apply", "decompose", "demo"]
 
 
 def help_of(command: str) -> str:

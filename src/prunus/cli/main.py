@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from prunus.cli.apply import apply
 from prunus.cli.compress import compress
+from prunus.cli.decompose import decompose
 from prunus.cli.inspect import inspect
 from prunus.cli.plan import plan
 from prunus.cli.showcase import demo
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (inspect, compress, plan, apply, demo):
+for command in (inspect, compress, plan, apply, decompose, demo):
     app.command(help=_help(command))(command)
 
 

@@ -51,10 +51,6 @@ def decided(
         ConfigError: layers, ranks or data that do not fit; all problems of the ranks at once.
         TargetError: no ranks reach the target.
     """
-    if data is not None and iter(data) is data:
-        raise ConfigError(
-            "data can be read only once, and is read several times: pass a list of batches, or a data loader"
-        )
     work = workable(captured, request.methods, held_layers(captured, hold))
     if isinstance(request.goal, Mapping):
         request = checked_ranks(work, request)

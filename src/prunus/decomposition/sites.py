@@ -71,7 +71,7 @@ def find_sites(captured: Captured) -> tuple[dict[str, Site], dict[str, str]]:
         if not isinstance(layer, LAYERS):
             continue
         reason = _own(layer) or _shared(captured, path)
-        weight = placeholders.get(f"{path}.weight")
+        weight = placeholders.get(_name(path, "weight"))
         calls = [node for node in weight.users] if weight is not None else []
         if reason is None:
             reason = _calls_problem(captured, path, layer, weight, calls)
@@ -81,6 +81,10 @@ def find_sites(captured: Captured) -> tuple[dict[str, Site], dict[str, str]]:
         else:
             reasons[path] = reason
     return sites, reasons
+
+
+def _name(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _own(layer: nn.Module) -> str | None:
@@ -110,7 +114,7 @@ def _own(layer: nn.Module) -> str | None:
 
 def _shared(captured: Captured, path: str) -> str | None:
     for name in ("weight", "bias"):
-        own = f"{path}.{name}"
+        own = _name(path, name)
         for first, others in captured.aliases.items():
             if own == first or own in others:
                 return f"shares its {name} with {next(n for n in (first, *others) if n != own)}"
@@ -132,7 +136,7 @@ def _calls_problem(
             return f"has a weight that {call.name} uses without calling the layer"
         if geometry.kind == "transposed" and not _same_transposed(call, geometry):
             return "is called with an output size"
-    bias = next((n for n in captured.graph.nodes if captured.names.get(n.name) == f"{path}.bias"), None)
+    bias = next((n for n in captured.graph.nodes if captured.names.get(n.name) == _name(path, "bias")), None)
     if bias is not None and any(user not in calls for user in bias.users):
         return "has a bias that is also used elsewhere"
     return None
