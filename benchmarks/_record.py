@@ -32,7 +32,7 @@ def module_of(file: Path, what: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"beside_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[spec.name] = sys.modules[file.stem] = module  # it may import itself under its own name
     spec.loader.exec_module(module)
     return module
 
