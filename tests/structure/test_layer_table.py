@@ -110,8 +110,12 @@ def test_scores_decide_which_and_the_table_how_many(structure: prunus.Structure)
     assert result.model.get_parameter("conv1.weight").shape == (5, 2, 3, 3)
 
 
-def test_a_table_that_says_nothing_changes_nothing(structure: prunus.Structure) -> None:
-    assert prunus.plan(structure, table=structure.layers()).keep == {}
+def test_a_table_that_says_nothing_is_refused(structure: prunus.Structure) -> None:
+    with pytest.raises(ConfigError, match="the table says nothing: fill in `kept`"):
+        prunus.plan(structure, table=structure.layers())
+    table = structure.layers()
+    table["conv1"].kept = 12
+    assert prunus.plan(structure, table=table).keep == {}
 
 
 def test_groups_that_are_tied_follow() -> None:

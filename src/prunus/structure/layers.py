@@ -157,6 +157,10 @@ class LayerTable:
                 found[row.group] = row.kept
         if problems:
             raise ConfigError("the table does not fit: " + "; ".join(problems[:_SHOWN]))
+        if not found:
+            raise ConfigError(
+                "the table says nothing: fill in `kept`, how many channels stay, of at least one row"
+            )
         return found
 
 
