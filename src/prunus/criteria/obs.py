@@ -11,7 +11,7 @@ from torch import Tensor
 from prunus.criteria.base import GroupView, register
 from prunus.evidence import Need
 
-_KEY = "obs:second_moments"
+_KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
 _STEPS = 256  # channels leave one by one in groups up to this size, and a few at a time in wider ones
 
@@ -21,19 +21,21 @@ _STEPS = 256  # channels leave one by one in groups up to this size, and a few a
 class OBS:
     """Greedy optimal brain surgery: the error that remains after the other channels are fitted to replace one.
 
-    Every layer that reads the group's channels computes `W x`. Without channel c, the rest can predict it linearly; what is
-    lost is the part of it that they cannot, through the weights that read it:
+    Without channel c, the rest can predict it linearly in every layer that reads it; what is lost is the part of it that they
+    cannot, as far as the network's outputs depend on it:
 
-        e_c = sum over layers of |W_c|^2 / [C^-1]_cc / var(W x)
+        e_c = sum over layers that read it of  G_cc / [C^-1]_cc
 
-    with C the covariance of the channels (of pixels or tokens). The channel of least error leaves, W and C^-1 are
-    updated as if it had been made up for, and so on: a channel's score is its error at the time when it leaves, never less than
-    that of a channel before it. Errors are relative to the variance of what the layer puts out, so they compare
-    between layers: allocate with `"knapsack"`. Queries and keys, which disappear in a product, are scored by their share in
-    the logits, without repair; channels that lie several times in what reads them (in each group of a convolution) by
-    their share in the output; and those that no layer reads directly by their weights.
+    with C the covariance of the channels (of pixels or tokens), and G the second moments of the gradient of random projections of
+    the outputs, of unit variance, at this place: |dy/dx|^2 summed over the outputs y. (With `sensitivity=False`, G is W W^T of
+    the weights that read the channels, divided by the variance of what they make.) The channel of least error leaves,
+    G and C^-1 are updated as if it had been made up for, and so on: a channel's score is its error at the time when it leaves,
+    never less than that of a channel before it. Errors compare between layers and add up: allocate with `"knapsack"`.
+    Queries and keys, which disappear in a product, are scored without repair, as are channels that lie several times in
+    what reads them (in each group of a convolution); those that no layer reads directly by their weights.
 
-    Needs: data, a few hundred inputs without labels. Cost: O(d^3) for d channels, per layer that reads them.
+    Needs: data, a few hundred inputs without labels. Cost: a pass over them, gradients on 256 of them, and O(d^3) for d
+    channels, per layer that reads them.
     Caution: it counts on the repair, see `recover` in `prunus.compress`; without it, the choice is not a good one.
 
     Example:
@@ -50,6 +52,8 @@ class OBS:
         arXiv:2302.04089.
     """
 
+    sensitivity: bool = True
+
     name: ClassVar[str]
     # scores are errors: they compare between groups as they are, and add up
     layer_norm: ClassVar[str] = "none"
@@ -57,38 +61,75 @@ class OBS:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Second moments of what is read."""
-        return (Need(_KEY, "read", second_moments),)
+        """Second moments of what is read, and of the outputs' gradients there."""
+        moments = Need(_KEY, "read", second_moments)
+        return (
+            (moments, Need(_SENSITIVITY, "read", second_moments, probe=True))
+            if self.sensitivity
+            else (moments,)
+        )
 
     def score(self, group: GroupView) -> Tensor:
         """Return (units,) errors, >= 0."""
         seen = group.seen(_KEY, required=False)
-        layers = [self._layer(group, seen, layer) for layer in seen]
+        felt = group.seen(_SENSITIVITY, required=False) if self.sensitivity else {}
+        layers = [self._layer(group, seen, felt, layer) for layer in seen]
         readers = [layer for layer in layers if isinstance(layer, _Reader)]
         fixed = [layer for layer in layers if isinstance(layer, Tensor)]
         if not readers and not fixed:
             fixed = [_share(sum((m.power_sum(2).double().cpu() for m in group.members), _zeros(group)))]
         return greedy(readers, torch.stack(fixed).sum(0) if fixed else _zeros(group))
 
-    def _layer(self, group: GroupView, seen: dict[str, Tensor], layer: str) -> _Reader | Tensor | None:
-        """What one layer loses; None where another entry says it."""
-        sums = seen[layer]
-        gram, squares, total, count = sums[:, :-3], sums[:, -3], sums[:, -2], sums[:, -1].clamp(min=1e-300)
+    def _layer(
+        self, group: GroupView, seen: dict[str, Tensor], felt: dict[str, Tensor], layer: str
+    ) -> _Reader | Tensor | None:
+        """What one layer loses; None where another entry says it, or nothing is known."""
+        sums = _Sums(seen[layer])
+        gradients = _Sums(felt[layer]) if layer in felt else None
         node, _, side = layer.rpartition(":")
         if side in ("0", "1") and (other := seen.get(f"{node}:{1 - int(side)}")) is not None:
-            return _share(squares * other[:, -3]) if side == "0" else None
-        weights = [
+            if side == "1":
+                return None  # of the same product: what it loses is the same
+            if gradients is not None:
+                return sums.squares / sums.count * gradients.squares / gradients.count
+            return _share(sums.squares * _Sums(other).squares)
+        weight = self._weight(group, layer)
+        if gradients is None and weight is None:
+            return None
+        variance = (sums.squares / sums.count - (sums.total / sums.count).square()).clamp(min=0)
+        if not sums.one_each:  # several positions for each unit, such as one in each group of a convolution
+            if gradients is not None:
+                return variance * gradients.squares / gradients.count * sums.positions / group.size
+            return None if weight is None else _share(variance * weight.square().sum(1))
+        if gradients is not None:
+            return _Reader(sums.covariance(), gradients.gram / gradients.count[:, None])
+        assert weight is not None
+        covariance, power = sums.covariance(), weight @ weight.T
+        return _Reader(covariance, power / (power * covariance).sum().clamp(min=1e-300))
+
+    @staticmethod
+    def _weight(group: GroupView, layer: str) -> Tensor | None:
+        found = [
             member.weight.double().cpu().reshape(group.size, -1)
             for member in group.members
             if not member.produces and member.parameter.rpartition(".")[0] == layer
         ]
-        if not weights:
-            return None
-        weight, mean = torch.cat(weights, 1), total / count
-        if gram.shape[0] != gram.shape[1]:  # several positions for each unit, such as one in each group of a convolution
-            return _share((squares / count - mean.square()).clamp(min=0) * weight.square().sum(1))
-        covariance = gram / count[:, None] - mean[:, None] * mean[None, :]
-        return _Reader((covariance + covariance.T) / 2, weight @ weight.T)
+        return torch.cat(found, 1) if found else None
+
+
+class _Sums:
+    """What `second_moments` has put together."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self.gram, self.squares, self.total = sums[:, :-3], sums[:, -3], sums[:, -2]
+        self.count = sums[:, -1].clamp(min=1e-300)
+        self.positions = self.gram.shape[1]
+        self.one_each = self.gram.shape[0] == self.positions
+
+    def covariance(self) -> Tensor:
+        mean = self.total / self.count
+        covariance = self.gram / self.count[:, None] - mean[:, None] * mean[None, :]
+        return (covariance + covariance.T) / 2
 
 
 def second_moments(x: Tensor) -> Tensor:
@@ -112,19 +153,18 @@ class _Reader:
 
     Args:
         covariance: (d, d) of the channels.
-        power: (d, d) products of the weights that read them, summed over outputs.
+        power: (d, d) how much errors of the channels, and of pairs of them, count.
     """
 
     def __init__(self, covariance: Tensor, power: Tensor) -> None:
         damping = _DAMPING * covariance.diagonal().mean().clamp(min=1e-300)
         eye = torch.eye(len(covariance), dtype=torch.float64)
         self.inverse = torch.linalg.inv(covariance + damping * eye)
-        self.power = power.clone()
-        self.scale = float((power * covariance).sum().clamp(min=1e-300))
+        self.power = (power + power.T) / 2
 
     def errors(self) -> Tensor:
         """(d,) of leaving each channel out."""
-        return self.power.diagonal().clamp(min=0) / self.inverse.diagonal().clamp(min=1e-300) / self.scale
+        return self.power.diagonal().clamp(min=0) / self.inverse.diagonal().clamp(min=1e-300)
 
     def remove(self, chosen: Tensor) -> None:
         """Leave channels out, after the others have made up for them: W <- W - W_M Hi_MM^-1 Hi_M, Hi likewise."""

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from prunus.evidence.interpret import Pass, ancestors
 from prunus.evidence.losses import loss_of
 from prunus.evidence.needs import Need
 from prunus.evidence.places import Place, Places
+from prunus.evidence.probe import PROBED, probe
 from prunus.evidence.store import Evidence, Sums, added
 from prunus.structure import Group, Structure
 
@@ -130,6 +132,8 @@ class _Collector:
         self._at: dict[fx.Node, list[_Job]] = {}
         self._before: dict[fx.Node, list[_Job]] = {}
         self._gradients: dict[tuple[fx.Node, fx.Node], list[_Job]] = {}
+        self._probes: dict[tuple[fx.Node, fx.Node], list[_Job]] = {}
+        self._probed = 0
         for need in needs:
             for place in places.at(need.where):
                 self._add(need, place, rows[place.group])
@@ -145,6 +149,8 @@ class _Collector:
             job = _Job(need, place, arrangement(place))
         if place.reader is None:
             self._at.setdefault(place.node, []).append(job)
+        elif need.probe:
+            self._probes.setdefault((place.reader, place.node), []).append(job)
         elif need.gradients:
             self._gradients.setdefault((place.reader, place.node), []).append(job)
         else:
@@ -152,7 +158,7 @@ class _Collector:
 
     def _needed(self) -> set[fx.Node]:
         graph = self.structure.captured.graph
-        if self._gradients:
+        if self._gradients or self._probes:
             return set(graph.nodes)
         nodes = {*self._at, *(operand for reader in self._before for operand in reader.all_input_nodes)}
         return ancestors(nodes | set(self._before))
@@ -160,7 +166,7 @@ class _Collector:
     # ------------------------------------------------------------------ one batch
     def take(self, batch: Batch, sums: Sums) -> None:
         """Add the sums of a batch."""
-        if not (self._at or self._before or self._gradients):
+        if not (self._at or self._before or self._gradients or self._probes):
             return
         leaves = dict(zip(self.structure.captured.inputs, batch.leaves, strict=True))
 
@@ -173,6 +179,13 @@ class _Collector:
                 seen = (job.place.node, *((job.place.other,) if job.need.where == "product" else ()))
                 self._measure(job, tuple(values[n] for n in seen if n is not None), sums)
 
+        if self._probes and self._probed < PROBED:
+            self._probed += batch.samples
+            probe(
+                self._pass,
+                leaves,
+                {at: partial(self._look, jobs, sums) for at, jobs in self._probes.items()},
+            )
         if not self._gradients:
             with torch.no_grad():
                 self._pass.run(leaves, look, None, before)
@@ -185,6 +198,10 @@ class _Collector:
         for (key, group), totals in effects.totals().items():
             finish = self._finish[key]
             added(sums, key, group, GROUP, totals if finish is None else finish(totals))
+
+    def _look(self, jobs: list[_Job], sums: Sums, value: Tensor) -> None:
+        for job in jobs:
+            self._measure(job, (value,), sums)
 
     @torch.no_grad()
     def _measure(self, job: _Job, values: tuple[Any, ...], sums: Sums) -> None:

