@@ -23,7 +23,7 @@ def test_the_names_are_few_and_sorted() -> None:
 
 
 def test_what_is_promised_is_there() -> None:
-    promised = """analyze plan apply compress load Result Target Plan GroupPlan Structure Group Member
+    promised = """analyze plan apply compress decompose load Result Target Plan GroupPlan Structure Group Member
     Inputs Report Verification L1Norm L2Norm GeometricMedian BatchNormScale Options LayerTable Random
     ByIndex GroupView MemberView Criterion register_criterion PrunusError"""
     assert set(promised.split()) <= set(NAMES)
@@ -77,7 +77,15 @@ def test_errors_have_one_root() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/design.md", "docs/errors.md", "docs/adding.md", "docs/criteria.md"]
+    "page",
+    [
+        "README.md",
+        "docs/design.md",
+        "docs/errors.md",
+        "docs/adding.md",
+        "docs/criteria.md",
+        "docs/decomposition.md",
+    ],
 )
 def test_pages_name_only_what_exists(page: str) -> None:
     for name in re.findall(r"\bprunus\.([A-Za-z_0-9]+)", (ROOT / page).read_text()):

@@ -14,7 +14,15 @@ from prunus.criteria import CRITERIA
 from prunus.structure.rules import RULES
 
 ROOT = Path(prunus.__file__).parents[2]
-PAGES = ["README.md", "docs/design.md", "docs/errors.md", "docs/adding.md", "docs/criteria.md", "docs/why.md"]
+PAGES = [
+    "README.md",
+    "docs/design.md",
+    "docs/errors.md",
+    "docs/adding.md",
+    "docs/criteria.md",
+    "docs/why.md",
+    "docs/decomposition.md",
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
