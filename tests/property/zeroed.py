@@ -28,6 +28,24 @@ def _mixes(node: fx.Node) -> bool:
     return name in MIXERS or by_data
 
 
+def mixes_channels(structure: Structure) -> bool:
+    """The same, but means and the like over axes along which nothing can be removed do not count."""
+    calls = [node for node in structure.captured.graph.nodes if node.op == "call_function"]
+    return any(_mixes(node) and not _over_space(structure, node) for node in calls)
+
+
+def _over_space(structure: Structure, node: fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    if name not in ("mean", "sum", "amax", "max", "var", "std") or len(node.args) < 2:
+        return False
+    value = structure.values[node.args[0].name]  # type: ignore[union-attr]
+    given = node.args[1]
+    axes = given if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(axis, int) for axis in axes):
+        return False
+    return not {axis % len(value.shape) for axis in axes} & value.varying()  # type: ignore[operator]
+
+
 @torch.no_grad()
 def outputs(structure: Structure, keep: np.ndarray, inputs: tuple[Tensor, ...]) -> Tensor:
     """What the original returns, in float64, with zeros for every label that is not in `keep`."""
