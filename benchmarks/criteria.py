@@ -1,6 +1,6 @@
 """What every criterion leaves of three trained networks, before any training: which one should I take?
 
-python benchmarks/criteria.py            # resumes; an hour or two on one core; writes benchmarks/results/criteria.{jsonl,md}
+python benchmarks/criteria.py            # resumes; an hour or two on one core; writes results/criteria.{jsonl,md}, docs/which.md
 python benchmarks/criteria.py --small    # smaller calibration sets and parts of the test sets; 15 minutes
 python benchmarks/criteria.py --table    # only writes the tables anew, from what has been measured
 """
@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
 import torch
-from _record import RESULTS, data, table, write
+from _record import RESULTS, ROOT, data, table, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -242,7 +243,7 @@ def tables(file: Path) -> str:
                 ]
             )
         head = ["method", *(f"{a}, {k:g} of the MACs" for k, a in columns)]
-        reasons = sorted({f"`{r['method']}`: {r['reason']}." for r in mine if "reason" in r})
+        reasons = sorted({f"{shorten(r['reason'], 100, placeholder=' ...')}." for r in mine if "reason" in r})
         notes = ("\n\n- stands for: " + " ".join(reasons)) if reasons else ""
         parts.append(
             f"## {mine[0]['title']}\n\n{mine[0]['unit']}; {before} before.\n\n{table(head, lines)}{notes}"
@@ -272,7 +273,13 @@ def main() -> None:
 `Target(macs=...)`, default options, no repair and no training. Of few test samples the last digits mean little: a share of
 $p$ on $n$ of them has a standard error of $\\sqrt{{p(1-p)/n}}$, 2.2 points at 50 % of 500 and 7.9 points of 40."""
     command = "python benchmarks/criteria.py" + (" --small" if given.small else "")
-    print(write("criteria", command, text).read_text())
+    written = write("criteria", command, text).read_text()
+    page = ROOT / "docs" / "which.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- results -->")
+    after = rest.partition("<!-- /results -->")[2]
+    shown = written.partition("\n\n")[2].rpartition("\n\n")[0]
+    page.write_text(f"{before}<!-- results -->\n{shown}\n<!-- /results -->{after}", encoding="utf-8")
+    print(written)
 
 
 if __name__ == "__main__":

@@ -56,3 +56,11 @@ def test_examples_run(module: str) -> None:
 
 def test_names_may_be_anything_but_taken() -> None:
     assert {f.stem for f in (ROOT / "docs" / "criteria").iterdir()} - {"README"} == set(CLASSES)
+
+
+def test_the_figures_of_which_one_to_take_are_measured() -> None:
+    page = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    measured = (ROOT / "benchmarks" / "results" / "criteria.md").read_text(encoding="utf-8").splitlines()
+    assert rows and set(rows) <= set(measured)

@@ -39,7 +39,7 @@ class Taylor:
 
     Example:
         >>> import torch, prunus
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)).eval()
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).eval()
         >>> with torch.no_grad():
         ...     _ = net[2].weight[:, 1].zero_()  # nobody reads this unit
         >>> data = [(torch.randn(16, 8), torch.randint(0, 3, (16,)))]
