@@ -98,6 +98,7 @@ def test_saved_and_loaded(net: nn.Module, tmp_path) -> None:
     assert set(loaded.state_dict()) == set(result.model.state_dict())
 
 
+@pytest.mark.slow
 def test_onnx(net: nn.Module, tmp_path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -34,7 +34,7 @@ def moments(layer: nn.Module) -> Metric:
 def test_full_rank_is_the_layer(method: Method) -> None:
     torch.manual_seed(0)
     checked = 0
-    for case in CASES:
+    for number, case in enumerate(CASES):
         layer = layer_of(case)
         geometry = geometry_of(layer)
         if method.refusal(geometry):
@@ -42,12 +42,12 @@ def test_full_rank_is_the_layer(method: Method) -> None:
         x = input_for(layer)
         with torch.no_grad():
             wanted = layer(x)
-            for metric in (Metric(), moments(layer)):
-                made, _, _ = chain(layer, method, method.full(geometry), metric)
-                got = made(x)
-                assert got.shape == wanted.shape, case
-                error = float((got - wanted).abs().max() / wanted.abs().max())
-                assert error < 1e-5, (case, error)
+            metric = moments(layer) if number % 2 else Metric()
+            made, _, _ = chain(layer, method, method.full(geometry), metric)
+            got = made(x)
+        assert got.shape == wanted.shape, case
+        error = float((got - wanted).abs().max() / wanted.abs().max())
+        assert error < 1e-5, (case, error)
         checked += 1
     assert checked > 40
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from prunus.decomposition.base import Method
 from prunus.decomposition.evbmf import evbmf_rank
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
+from prunus.decomposition.svd import singular_values
 from prunus.errors import ConfigError
 
 __all__ = ["EVBMF", "Energy", "as_rule", "estimated", "rounded"]
@@ -40,7 +40,7 @@ class EVBMF:
         rows, columns = matrix.shape
         full = min(rows, columns)
         alive = matrix[matrix.abs().amax(1) > 0][:, matrix.abs().amax(0) > 0]
-        kept = evbmf_rank(torch.linalg.svdvals(alive).cpu().numpy(), *alive.shape) if alive.numel() else 0
+        kept = evbmf_rank(singular_values(alive).cpu().numpy(), *alive.shape) if alive.numel() else 0
         return min(max(kept + int((full - kept) * self.calibration), 1), full)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Energy:
 
     def rank(self, matrix: Tensor) -> int:
         """Rank of one matrix."""
-        squares = np.cumsum(torch.linalg.svdvals(matrix).cpu().numpy() ** 2)
+        squares = np.cumsum(singular_values(matrix).cpu().numpy() ** 2)
         if squares[-1] <= 0:
             return 1
         return int(np.searchsorted(squares, self.kept * squares[-1] * (1 - 1e-12))) + 1

@@ -14,7 +14,7 @@ from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
 from prunus.errors import ConfigError
 
-__all__ = ["SVD", "matrix_factors", "spectrum_curve"]
+__all__ = ["SVD", "matrix_factors", "singular_values", "spectrum_curve"]
 
 
 @register
@@ -91,15 +91,29 @@ def _second(kernel: Tensor, first: Tensor, right: Tensor, metric: Metric) -> Ten
 
 
 def matrix_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(…, rows, rank) and (…, rank, columns) of the closest matrix of that rank, of balanced sizes."""
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[..., :rank].sqrt()
-    return u[..., :rank] * root[..., None, :], root[..., None] * vh[..., :rank, :]
+    """(groups, rows, rank) and (groups, rank, columns) of the closest matrix of that rank, of balanced sizes.
+
+    By the eigenvectors of the smaller Gram matrix, many times as fast as singular values: one factor is orthogonal, the other the
+    matrix seen in its basis, so that at full rank their product is the matrix to rounding.
+    """
+    if matrix.shape[-2] > matrix.shape[-1]:
+        right, left = matrix_factors(matrix.mT, rank)
+        return left.mT, right.mT
+    u = torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)[..., :rank]
+    seen = u.mT @ matrix
+    root = seen.norm(dim=-1, keepdim=True).sqrt()
+    return u * root.mT, seen / root.clamp(min=1e-150)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """(…, values), largest first, each to within 1e-8 of the largest."""
+    small = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return torch.linalg.eigvalsh(small).clamp(min=0).sqrt().flip(-1)
 
 
 def spectrum_curve(matrix: Tensor) -> Curve:
     """What is lost at each rank of (groups, rows, columns): the singular values that are cut off."""
-    squares = (torch.linalg.svdvals(matrix) ** 2).sum(0)
+    squares = (singular_values(matrix) ** 2).sum(0)
     total = float(squares.sum())
     left = squares.flip(0).cumsum(0).flip(0)  # from each one on
     lost = torch.cat([left[1:], left.new_zeros(1)]) / (total or 1.0)

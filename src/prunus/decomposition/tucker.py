@@ -16,7 +16,8 @@ from prunus.decomposition.metric import Metric
 __all__ = ["Tucker", "hooi"]
 
 _SWEEPS = 100
-_TOLERANCE = 4e-9  # of the kernel's energy, gained in a sweep
+_EXACT = 4e-9  # of the kernel's energy, gained in a sweep
+_ENOUGH = 1e-6  # likewise, where what follows is fitted anyway
 _STEP = 0.7  # how far a sweep goes on in the direction of the last one
 _LADDER = 40  # ranks of each kind that a curve looks at
 
@@ -58,7 +59,7 @@ class Tucker(Method):
         a, b = ranks
         groups, outputs, inputs, taps = kernel.shape
         white = metric.whiten_channels(kernel)
-        u_out, u_in = hooi(white, a, b)
+        u_out, u_in = hooi(white, a, b, _ENOUGH)
         if a == inputs:
             first = _eye(inputs, kernel).expand(groups, -1, -1)
         else:
@@ -95,12 +96,13 @@ class Tucker(Method):
         return [white.transpose(1, 2).flatten(2), white.flatten(2)]
 
 
-def hooi(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor]:
+def hooi(kernel: Tensor, rank_in: int, rank_out: int, tolerance: float = _EXACT) -> tuple[Tensor, Tensor]:
     """Bases (groups, outputs, rank_out) and (groups, inputs, rank_in) that keep most of the kernel's energy.
 
     Args:
         kernel: (groups, outputs, inputs, taps).
         rank_in, rank_out: numbers of basis vectors.
+        tolerance: share of the kernel's energy; done when a sweep gains no more.
     """
     by_output = kernel.transpose(2, 3).contiguous()  # (groups, outputs, taps, inputs)
     by_input = kernel.permute(0, 2, 3, 1).contiguous()  # (groups, inputs, taps, outputs)
@@ -120,7 +122,7 @@ def hooi(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor]:
         gain = (kept - before) / total
         if gain < 0:
             step = 0.0  # went too far
-        elif gain <= _TOLERANCE:
+        elif gain <= tolerance:
             break
         before = kept
         # go on in the direction in which the basis has moved
