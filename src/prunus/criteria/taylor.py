@@ -58,7 +58,7 @@ class Taylor:
     @property
     def needs(self) -> tuple[Need, ...]:
         """Activations times gradients."""
-        return (Need(self._key, "read", _summed, True, partial(_finished, self.power)),)
+        return (Need(self._key, "read", _summed, gradients=True, finish=partial(_finished, self.power)),)
 
     @property
     def _key(self) -> str:
