@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from _record import data, module_of, table, write
+from _record import data, table, write
 from torch import Tensor, nn
 
-from prunus.decomposition.als import als, sliced
+from prunus.decomposition.als import decomposed
 from prunus.decomposition.tucker import hooi
 
 KERNELS, STARTS = 20, 10
-del module_of
 
 
 def kernels() -> dict[str, Tensor]:
@@ -54,7 +53,7 @@ def cp_row(kernel: Tensor, rank: int) -> tuple[float, float, float, float, float
 
     tensorly.set_backend("pytorch")
     shape = (kernel.shape[2],)
-    ours, own_s = timed(lambda: als(sliced(kernel, shape, rank), kernel, shape))
+    ours, own_s = timed(lambda: decomposed(kernel, shape, rank))
     own_fit = fit_of(kernel, torch.einsum("tr,sr,kr->tsk", *ours.factors))
     best, sizes, seconds = -1.0, [], []
     for start in range(STARTS):
@@ -129,8 +128,8 @@ def main() -> None:
 
 {table(head, rows)}
 
-Fit: 1 - error / length of the kernel. CP: one deterministic start of prunus against the best of {STARTS} starts of TensorLy (`parafac`,
-one by SVD, the others random; 100 iterations, tolerance 1e-8); the time is that of one start of each. The size of the largest component
+Fit: 1 - error / length of the kernel. CP: prunus, which is deterministic, against the best of {STARTS} starts of TensorLy (`parafac`,
+one by SVD, the others random; 100 iterations, tolerance 1e-8); the time is that of prunus in all against one start. The size of the largest component
 is relative to the kernel's. Tucker: against `partial_tucker` (100 iterations, tolerance 1e-8). One thread."""
     print(write("decomposition_kernels", "python benchmarks/decomposition_kernels.py", text).read_text())
 

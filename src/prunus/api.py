@@ -23,7 +23,7 @@ from prunus.decomposition.request import requested
 from prunus.decomposition.run import decided, entries, executed, of_plan
 from prunus.decomposition.table import RankTable
 from prunus.describe import describe, rebuild
-from prunus.errors import PlanError
+from prunus.errors import CaptureError, PlanError
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
 from prunus.recovery import checked_steps
@@ -368,6 +368,11 @@ def decompose(
         source = earlier.model
         example_inputs = earlier.captured.example if example_inputs is None else example_inputs
     captured = capture(source, example_inputs)
+    if captured.partial is not None:
+        raise CaptureError(
+            f"the model can only be captured in parts ({', '.join(captured.partial.parts)}), and layers are replaced in whole "
+            "models: decompose such a part by itself, and put it back"
+        )
     if captured.model is None:
         captured = capture(lift(captured), captured.example)
     work, chosen = decided(captured, request, data, hold)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.decomposition.als import als, sliced
+from prunus.decomposition.als import als, decomposed, sliced
 from prunus.decomposition.base import Curve, Method, register
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
@@ -97,10 +97,9 @@ class CP(Method):
     def _factors(self, tensor: Tensor, geometry: Geometry, rank: int) -> list[Tensor]:
         """Factors (outputs, rank), (inputs, rank), (taps, rank)... of (outputs, inputs, taps), of balanced sizes."""
         shape = self._shape(geometry)
-        start = sliced(tensor, shape, rank)
         if rank >= self.full(geometry)[0]:
-            return start
-        best = als(start, tensor, shape)
+            return sliced(tensor, shape, rank)
+        best = decomposed(tensor, shape, rank)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.starts - 1):
             sizes = (*tensor.shape[:2], *shape)
