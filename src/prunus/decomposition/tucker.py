@@ -17,7 +17,7 @@ __all__ = ["Tucker", "hooi"]
 
 _SWEEPS = 100
 _EXACT = 4e-9  # of the kernel's energy, gained in a sweep
-_ENOUGH = 1e-6  # likewise, where what follows is fitted anyway
+_ENOUGH = 1e-5  # likewise, where what follows is fitted anyway
 _STEP = 0.7  # how far a sweep goes on in the direction of the last one
 _LADDER = 40  # ranks of each kind that a curve looks at
 
