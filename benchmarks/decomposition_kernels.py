@@ -5,6 +5,7 @@ python benchmarks/decomposition_kernels.py    # ten minutes; writes benchmarks/r
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -88,6 +89,9 @@ def tucker_row(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[float, floa
 
 
 def main() -> None:
+    if importlib.util.find_spec("tensorly") is None:
+        print("Skipped: this benchmark compares with TensorLy; pip install tensorly")
+        return
     torch.set_num_threads(1)
     cp, tucker = [], []
     for name, kernel in kernels().items():

@@ -168,38 +168,34 @@ class _State:
     def sweep(self, factors: list[Tensor], penalty: float) -> _Swept:
         """Solve for each factor in turn. All but the outputs' matter as a start."""
         units = [_unit(factor)[0] for factor in factors]
+        grams = [unit.T @ unit for unit in units]
         joined = self._joined(units[2:])  # (taps, rank)
         rank = joined.shape[1]
         pairs = (units[1][:, None] * joined[None]).reshape(-1, rank)
-        units[0], _ = self._solved(self.flat @ pairs, units, 0, penalty)
+        _ = self._solved(self.flat @ pairs, units, grams, 0, penalty)
         seen = (units[0].T @ self.flat).reshape(rank, self.inputs, self.taps)
         right = torch.bmm(seen, joined.T[:, :, None])[..., 0].T
-        units[1], sizes = self._solved(right, units, 1, penalty)
+        sizes = self._solved(right, units, grams, 1, penalty)
         over_taps = torch.bmm(units[1].T[:, None], seen)[:, 0]  # (rank, taps)
         right = torch.empty(0)
         for axis in range(len(self.shape)):
             right = self._along(over_taps, units[2:], axis)
-            units[2 + axis], sizes = self._solved(right, units, 2 + axis, penalty)
+            sizes = self._solved(right, units, grams, 2 + axis, penalty)
         inner = float((right * units[-1]).sum(0) @ sizes)
-        gram = self._gram(units, None)
-        squares = float(sizes @ gram @ sizes)
+        squares = float(sizes @ _product(grams) @ sizes)
         error = math.sqrt(max(0.0, 1 - 2 * inner + squares))
         return _Swept(units, sizes, error, float(sizes.max()))
 
-    def _solved(self, right: Tensor, units: list[Tensor], mode: int, penalty: float) -> tuple[Tensor, Tensor]:
-        gram = self._gram(units, mode)
+    def _solved(
+        self, right: Tensor, units: list[Tensor], grams: list[Tensor], mode: int, penalty: float
+    ) -> Tensor:
+        """Solve for one factor in place; returns the sizes of the components."""
+        gram = _product(grams[:mode] + grams[mode + 1 :])
         gram.diagonal().add_(penalty)
         solved = torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T
-        return _unit(solved)
-
-    def _gram(self, units: list[Tensor], skip: int | None) -> Tensor:
-        product = None
-        for mode, unit in enumerate(units):
-            if mode != skip:
-                own = unit.T @ unit
-                product = own if product is None else product * own
-        assert product is not None
-        return product
+        units[mode], sizes = _unit(solved)
+        grams[mode] = units[mode].T @ units[mode]
+        return sizes
 
     def _joined(self, spatial: list[Tensor]) -> Tensor:
         joined = spatial[0]
@@ -217,6 +213,13 @@ class _State:
                 )
                 left = (left * weights).sum(1 + other, keepdim=True)
         return left.reshape(len(over_taps), -1).T
+
+
+def _product(grams: list[Tensor]) -> Tensor:
+    product = grams[0] * grams[1] if len(grams) > 1 else grams[0].clone()
+    for gram in grams[2:]:
+        product = product * gram
+    return product
 
 
 def _unit(factor: Tensor) -> tuple[Tensor, Tensor]:
