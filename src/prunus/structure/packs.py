@@ -61,12 +61,16 @@ def find_packs(captured: Captured, values: dict[str, Any]) -> list[Pack]:
 def _pack(node: fx.Node, values: dict[str, Any]) -> Pack | None:
     source: Any = node.args[0]
     before, after = values[source.name], values[node.name]
-    if not isinstance(before, Value) or len(before.tracks) != 1 or len(after.tracks) != 1:
+    if not isinstance(before, Value) or len(before.tracks) != len(after.tracks):
         return None
-    flat, axes = varying(before.tracks[0]), varying(after.tracks[0])
-    if len(flat) != 1 or len(axes) < 2:
+    laid_out = [track for track in after.tracks if len(varying(track)) > 1]
+    if len(laid_out) != 1:  # other tracks, such as that of the tokens, have an axis of their own
         return None
-    labels = compact(after.tracks[0], axes)
+    axes = varying(laid_out[0])
+    labels = compact(laid_out[0], axes)
+    flat = next((f for f in map(varying, before.tracks) if len(f) == 1 and _same(before, f, labels)), None)
+    if flat is None:
+        return None
     order = outer_to_inner(labels)
     if order != sorted(order):
         return None
@@ -78,6 +82,12 @@ def _pack(node: fx.Node, values: dict[str, Any]) -> Pack | None:
         return None
     path, axis, ends = found
     return Pack(node, flat[0], path, ends, axis, grid)
+
+
+def _same(before: Value, axes: tuple[int, ...], labels: torch.Tensor) -> bool:
+    """Whether these labels, one after the other, lie along that axis of a value."""
+    lines = [compact(track, axes) for track in before.tracks if varying(track) == axes]
+    return any(torch.equal(line, labels.reshape(-1)) for line in lines)
 
 
 def _follow(
