@@ -259,7 +259,7 @@ def document(measured: dict[str, Any]) -> str:
             k[6:],
             f"{v['mb']:.0f} MB",
             str(v["replaced"]),
-            f"{v['seconds']:.0f} s ({v['cpu_seconds']:.0f} s)",
+            f"{v['seconds']:.0f} s ({v['cpu_seconds'] or float('nan'):.0f} s)",
             f"{v['memory']:.1f}x",
         ]
         for k, v in measured.items()
