@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import prunus
 from prunus.capture import capture
 from prunus.inputs import as_inputs
 from prunus.structure import Structure, find_structure
@@ -212,6 +213,33 @@ def test_temperature_that_the_class_computes_is_made_up_for_in_the_query(scale: 
     ratio = own.qkv.weight / graph.get_submodule("qkv").weight  # type: ignore[union-attr, operator]
     torch.testing.assert_close(ratio[:16], torch.full((16, 32), 0.5**0.5))
     torch.testing.assert_close(ratio[16:], torch.ones(32, 32))
+
+
+class Positioned(nn.Module):
+    """A table of positions gives tokens labels of their own, which are held, and lie beside those of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 6, 32))
+        self.attention, self.head = Attention(scale="fused"), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x + self.positions))
+
+
+def test_packed_attention_behind_a_table_of_positions() -> None:
+    structure = prunus.analyze(trained(Positioned()), torch.randn(2, 6, 32))
+    heads = [g for g in structure.prunable if g.row_count == 4 and not g.outer]
+    assert len(heads) == 2 and not any(g.tied for g in heads), "queries and values have widths of their own"
+    model, x = trained(Positioned()), torch.randn(2, 6, 32)
+    half = prunus.compress(model, x, target=prunus.Target(channels=0.5), keep_class=True)
+    assert half.report.form == "class", half.report.form_reason
+    assert half.model.attention.head_dim == 4
+    names = {g.name: g.size for g in heads}
+    first, second = names
+    keep = {first: [i for i in range(32) if i % 8 < 3], second: [i for i in range(32) if i % 8 < 6]}
+    mixed = prunus.apply(model, prunus.plan(structure, method=prunus.ByIndex(keep=keep)), example_inputs=x)
+    assert mixed.report.form == "graph" and (mixed.report.verification or {})["passed"]
 
 
 class HeadsFromWidth(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from prunus.capture import Captured, concrete
 from prunus.structure import Structure, Value
+from prunus.structure.labels import compact, varying
 from prunus.surgery.align import align
 from prunus.surgery.recipe import bound_arguments
 from prunus.surgery.record import Call, Recording
@@ -177,21 +178,15 @@ def _rows(structure: Structure, source: fx.Node, operand: fx.Node, keep: Tensor)
     if not isinstance(made, Value) or not isinstance(used, Value) or not made.tracks or not used.tracks:
         return None
     arriving = torch.cat([track.reshape(-1).unique() for track in used.tracks])
+    axis = 1 if _name(source).startswith("conv") else len(made.shape) - 1
     for track in made.tracks:
-        labels = track.reshape(-1).unique_consecutive() if track.dim() == 1 else _along_outputs(track)
-        if labels is None:
+        if varying(track) != (axis,):  # that of the tokens, say, which says nothing about outputs
             continue
+        labels = compact(track, (axis,))
         reaches = torch.isin(labels, arriving)[keep[labels]]
         if bool(reaches.any()):
             return None if bool(reaches.all()) else reaches
     return None
-
-
-def _along_outputs(track: Tensor) -> Tensor | None:
-    axes = [i for i in range(track.dim()) if track.shape[i] > 1 and track.stride(i)]
-    if len(axes) != 1:
-        return None
-    return track[tuple(slice(None) if i == axes[0] else 0 for i in range(track.dim()))]
 
 
 def _scale(
