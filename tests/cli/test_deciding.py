@@ -128,3 +128,16 @@ def test_data_that_cannot_be_used(tmp_path: Path, images: Path) -> None:
 def test_wrong_use(tmp_path: Path, words: list[str], said: str) -> None:
     result = run("plan", BUILD, "-o", tmp_path / "p.json", *words, code=2)
     assert said in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_data_repairs_unless_that_is_not_wanted(tmp_path: Path, images: Path) -> None:
+    shown = run(
+        "compress", BUILD, "-o", tmp_path / "out", "--macs", "0.5", "--data", images, "--batch-size", "4"
+    )
+    assert "Pruned by obs to macs=0.5 (knapsack allocation" in shown.stdout and "Repaired: " in shown.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["recovery"]["samples"] == 20
+    words = ("--macs", "0.5", "--data", images, "--no-recover")
+    plain = run("compress", BUILD, "-o", tmp_path / "plain", *words)
+    assert "Repaired" not in plain.stdout and "Pruned by obs" in plain.stdout
+    assert json.loads((tmp_path / "plain" / "report.json").read_text())["recovery"] is None

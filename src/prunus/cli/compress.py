@@ -2,7 +2,7 @@
 
 from prunus.cli import options
 from prunus.cli.deciding import Wanted, goal_of
-from prunus.cli.progress import step
+from prunus.cli.progress import step, watched
 from prunus.cli.results import save_result
 from prunus.cli.sources import note_random_weights, open_source
 
@@ -12,7 +12,7 @@ __all__ = ["compress"]
 def compress(
     source: options.Source,
     output: options.Folder,
-    method: options.Method = "l2",
+    method: options.Method = None,
     channels: options.Channels = None,
     params: options.Params = None,
     macs: options.Macs = None,
@@ -21,6 +21,7 @@ def compress(
     allocation: options.Allocation = None,
     data: options.Data = None,
     batch_size: options.BatchSize = 32,
+    recover: options.Recover = True,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
     layer_norm: options.LayerNorm = None,
@@ -47,7 +48,8 @@ def compress(
       prunus compress torchvision:vgg16 --weights vgg16.pth -o out --params 0.3
       prunus compress mymodels.net:build -o out --channels 0.5 --hold 'head.*'
       prunus compress timm:resnet50 -o out --ratio 0.3 --allocation slamp
-      prunus compress timm:resnet50 -o out --macs 0.5 --method nuclear_norm --data images.npy
+      prunus compress timm:resnet50 --pretrained -o out --macs 0.7 --data images.npy
+      prunus compress timm:resnet50 -o out --macs 0.5 --method nuclear_norm --data images.npy --no-recover
       prunus compress model.pt2 -o out --size 0.25 --multiple-of 8 --onnx
     """
     wanted = Wanted(
@@ -70,6 +72,7 @@ def compress(
     )
     from prunus.api import analyze, execute
     from prunus.artefact import require_savable
+    from prunus.recovery import STEPS
 
     require_savable(output, overwrite=overwrite, onnx=onnx)
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
@@ -77,6 +80,14 @@ def compress(
     with step("Analyzing the model"):
         structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
     made = wanted.plan(structure)
-    with step("Cutting" if no_verify else "Cutting and verifying"):
-        result = execute(structure, made, verify=not no_verify)
+    batches = wanted.batches(structure) if recover else None
+    with watched("Cutting" if no_verify else "Cutting and verifying", "layer") as progress:
+        result = execute(
+            structure,
+            made,
+            verify=not no_verify,
+            data=batches,
+            steps=STEPS if batches is not None else (),
+            progress=progress,
+        )
     save_result(result, output, overwrite=overwrite, onnx=onnx)

@@ -21,19 +21,19 @@ class Wanted:
     """What the options say.
 
     Attributes:
-        method: name of the criterion.
+        method: name of the criterion, or None for the one that suits the data.
         goal: one of target, ratio and table, by name; empty where nothing is to be decided.
         allocation: name of the allocator, or None.
-        options: of scores and rounding.
+        options: of scores and rounding, or None for those that suit the method.
         hold, multiple_of, seed: see `prunus.plan`.
         data: file or folder of calibration data.
         batch: samples in a batch.
     """
 
-    method: str
+    method: str | None
     goal: dict[str, Any]
     allocation: str | None
-    options: Options
+    options: Options | None
     hold: tuple[str, ...]
     multiple_of: int
     seed: int
@@ -48,11 +48,12 @@ class Wanted:
         """
         from prunus.decide import plan
 
-        data = None if self.data is None else FileData(self.data, structure.captured, self.batch)
+        data = self.batches(structure)
+        method = self.method or ("l2" if data is None else "obs")
         with watched("Deciding what stays") as progress:
             return plan(
                 structure,
-                method=options.method_of(self.method, self.seed),
+                method=options.method_of(method, self.seed),
                 allocation=self.allocation,
                 options=self.options,
                 hold=self.hold,
@@ -62,6 +63,14 @@ class Wanted:
                 progress=progress,
                 **self.goal,
             )
+
+    def batches(self, structure: Structure) -> FileData | None:
+        """The calibration data, if there is any.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        return None if self.data is None else FileData(self.data, structure.captured, self.batch)
 
 
 def goal_of(

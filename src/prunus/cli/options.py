@@ -44,17 +44,24 @@ Seed = Annotated[int, typer.Option(help="For everything that is drawn at random.
 _METHODS = ", ".join(name for name in sorted(CRITERIA) if name != _NOT_HERE)
 
 
-def _known_method(name: str) -> str:
-    if name not in _METHODS.split(", "):
+def _known_method(name: str | None) -> str | None:
+    if name is not None and name not in _METHODS.split(", "):
         raise typer.BadParameter(f"{name!r} is none of {_METHODS}.")
     return name
 
 
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         callback=_known_method,
-        help=f"How channels are ranked: {_METHODS}.",
+        show_default=False,
+        help=f"How channels are ranked: {_METHODS}. By default obs with --data, l2 without.",
+    ),
+]
+Recover = Annotated[
+    bool,
+    typer.Option(
+        "--recover/--no-recover", help="With --data: fit what is left to what the original computes."
     ),
 ]
 
@@ -175,9 +182,10 @@ def target_of(channels: float | None, params: float | None, macs: float | None, 
     return Target(**given)
 
 
-def options_of(**given: Any) -> Options:
-    """The options that were given; defaults for the rest."""
-    return Options(**{name: value for name, value in given.items() if value is not None})
+def options_of(**given: Any) -> Options | None:
+    """The options that were given, with defaults for the rest; None where none were, which leaves it to the method."""
+    said = {name: value for name, value in given.items() if value is not None}
+    return Options(**said) if said else None
 
 
 def method_of(name: str, seed: int) -> Any:

@@ -39,7 +39,7 @@ Edit = Annotated[
 def plan(
     source: options.Source,
     output: Output = None,
-    method: options.Method = "l2",
+    method: options.Method = None,
     channels: options.Channels = None,
     params: options.Params = None,
     macs: options.Macs = None,

@@ -22,7 +22,7 @@ def step(doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(doing: str) -> Iterator[Callable[[Progress], None]]:
+def watched(doing: str, unit: str = "batch") -> Iterator[Callable[[Progress], None]]:
     """As `step`; what it gives is told how far a pass over data is, and says what time is left."""
     console = Console(stderr=True, highlight=False)
     start = time.perf_counter()
@@ -35,7 +35,7 @@ def watched(doing: str) -> Iterator[Callable[[Progress], None]]:
                 console.print(
                     f"Looking at the data takes about {now.seconds_left:.0f} s.", style="dim", markup=False
                 )
-            status.update(f"{doing} ... batch {now.batches}{total}{left}")
+            status.update(f"{doing} ... {unit} {now.batches}{total}{left}")
 
         yield progress
     console.print(f"{doing}: {time.perf_counter() - start:.1f} s", style="dim", markup=False)
