@@ -148,7 +148,7 @@ def capture_parts(
         calls = _recorded(model, example, wanted) if wanted else {}
         frontier = [path for path in wanted if not _try(search, path, wanted[path], calls[path])]
     if not search.parts:
-        raise whole
+        raise CaptureError(str(whole)) from whole.__cause__
     flow = watched(model, example, list(search.parts))
     # in the order in which they were called, so that what is passed on is there
     keys = [key for key in flow.links if key[1] in search.parts.get(key[0], {})]
