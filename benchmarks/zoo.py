@@ -66,7 +66,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
 
 def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
     import prunus
-    from prunus import api
+    from prunus.api import pruning
     from prunus.capture import capture
     from prunus.structure import find_structure
     from prunus.structure.table import prunable_share
@@ -91,7 +91,7 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
     structure, plan, second = cut_once()
     row |= {"share": prunable_share(structure), "surgery_s": min(first, second)}
     row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
-    compare, seconds = api.compare, []
+    compare, seconds = pruning.compare, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = clock()
@@ -99,9 +99,9 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
         seconds.append(clock() - started)
         return result
 
-    api.compare = timed  # type: ignore[assignment]
+    pruning.compare = timed  # type: ignore[assignment]
     t = clock()
-    report = api.execute(structure, plan).report
+    report = pruning.execute(structure, plan).report
     row |= {"execute_s": clock() - t, "verify_s": sum(seconds)}
     row |= {
         "params": report.after.params / report.before.params,

@@ -1,0 +1,136 @@
+"""Replace layers by chains of smaller ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunus.allocation import Target
+from prunus.api.result import Result, after, reusable
+from prunus.capture import Captured, architecture_hash, capture
+from prunus.decomposition.decide import Work
+from prunus.decomposition.request import requested
+from prunus.decomposition.run import decided, entries, executed
+from prunus.decomposition.table import RankTable
+from prunus.describe import describe
+from prunus.errors import CaptureError
+from prunus.plan import Plan
+from prunus.report.decomposed import decomposition_report
+from prunus.surgery import lift
+
+__all__ = ["decompose", "replaced"]
+
+
+def decompose(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    method: Any = "svd",
+    target: Target | None = None,
+    ranks: Any = None,
+    table: RankTable | None = None,
+    data: Any = None,
+    hold: Sequence[str] = (),
+    multiple_of: int = 1,
+    floor: int | float = 1,
+    correct_bias: bool = True,
+    measure_latency: bool = False,
+) -> Result:
+    """Replace layers by chains of smaller ones. Give exactly one of `target`, `ranks` and `table`.
+
+    A replaced layer becomes an `nn.Sequential` of plain layers in its place: `conv1.0`, `conv1.1`... Layers whose weight is used
+    otherwise than by calling the layer are left alone; the report says why.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, the path of a `.pt2` file, or the `Result` of an earlier step, whose plan
+            is then continued. It is left as found.
+        example_inputs: see `analyze`; not needed for results.
+        method: `"svd"`, `"tucker"`, `"cp"`, `"spatial_svd"`, or an object of `prunus.decomposition`; or several, of which
+            each layer gets the first that takes it.
+        target: what is kept of the model's `macs`, `params` or `size_bytes`; ranks are chosen so that as little as possible is
+            lost at the layers' outputs.
+        ranks: `EVBMF()` or `Energy(0.95)` of `prunus.decomposition`, or ranks per layer: `{"conv1": [8, 16], "fc": 10}`. Ranks
+            are those of one group, for convolutions with groups.
+        table: from `prunus.decomposition.rank_table`, edited.
+        data: calibration batches like the example inputs, without labels; they are read several times. With it,
+            errors count at the layers' outputs; without, in the weights.
+        hold: layers that are never touched: paths, prefixes of paths or globs.
+        multiple_of: estimated and chosen ranks are multiples of this, or full.
+        floor: smallest rank, as a number or a share (a float) of the full one, where ranks are not given.
+        correct_bias: with data, the bias takes up the mean of what is lost; a layer without one gets one.
+        measure_latency: also time both models, and refuse replacements that are no faster on this machine.
+
+    Returns:
+        The result: model, plan, report.
+
+    Raises:
+        ConfigError: options, ranks or data that do not fit; all problems of the ranks at once.
+        TargetError: no ranks reach the target.
+        PrunusError: see `analyze`; the model is as it was.
+
+    Example:
+        >>> import torch, prunus
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+        >>> result = prunus.decompose(net, torch.randn(4, 32), ranks={"0": 8})
+        >>> result.model[0]
+        Sequential(
+          (0): Linear(in_features=32, out_features=8, bias=False)
+          (1): Linear(in_features=8, out_features=64, bias=True)
+        )
+    """
+    request = requested(method, target, ranks, table, multiple_of, floor, correct_bias)
+    data = reusable(data)
+    earlier = model if isinstance(model, Result) else None
+    source: Any = model
+    if earlier is not None:
+        source = earlier.model
+        example_inputs = earlier.captured.example if example_inputs is None else example_inputs
+    captured = capture(source, example_inputs)
+    if captured.partial is not None:
+        raise CaptureError(
+            f"the model can only be captured in parts ({', '.join(captured.partial.parts)}), and layers are replaced in whole "
+            "models: decompose such a part by itself, and put it back"
+        )
+    if captured.model is None:
+        captured = capture(lift(captured), captured.example)
+    work, chosen = decided(captured, request, data, hold)
+    made = Plan(
+        architecture=architecture_hash(captured),
+        groups=(),
+        inputs=describe(captured.example),
+        method="+".join(each.name for each in request.methods),
+        target=target.to_dict() if target is not None else {},
+        options={} if target is not None else {"ranks": "manual" if isinstance(request.goal, Mapping) else str(request.goal)},
+    )  # fmt: skip
+    result = replaced(
+        captured, work, chosen, data, made, centered=correct_bias, measure_latency=measure_latency
+    )
+    return result if earlier is None else after(earlier, result)
+
+
+def replaced(
+    captured: Captured,
+    work: Work,
+    ranks: Mapping[str, tuple[int, ...]],
+    data: Any,
+    plan: Plan,
+    *,
+    biases: Mapping[str, bool] | None = None,
+    centered: bool = True,
+    measure_latency: bool = False,
+) -> Result:
+    """Replace layers at chosen ranks."""
+    outcome = executed(
+        captured,
+        work,
+        ranks,
+        data,
+        centered=centered,
+        biases=biases,
+        only_faster=measure_latency and biases is None,
+    )
+    plan = dataclasses.replace(plan, layers=entries(outcome))
+    small = capture(outcome.model, captured.example)
+    report = decomposition_report(captured, small, outcome, plan, measure_latency)
+    return Result(outcome.model, plan, report, small, None)

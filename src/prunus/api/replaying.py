@@ -1,0 +1,92 @@
+"""Execute a plan, whatever it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from prunus.api.pruning import execute, structure_of
+from prunus.api.replacing import replaced
+from prunus.api.result import Result, after, reusable
+from prunus.capture import architecture_hash, capture
+from prunus.decomposition.run import of_plan
+from prunus.describe import rebuild
+from prunus.errors import PlanError
+from prunus.plan import Plan
+from prunus.recovery import checked_steps
+
+__all__ = ["apply"]
+
+
+def apply(
+    model: Any,
+    plan: Plan,
+    *,
+    example_inputs: Any = None,
+    verify: bool = True,
+    measure_latency: bool = False,
+    data: Any = None,
+    recover: bool | str | Sequence[str] = True,
+) -> Result:
+    """Execute a plan on a model; the model itself is not touched.
+
+    Args:
+        model: the model that the plan was made for, or a fresh one of the same architecture with any weights.
+        plan: from `prunus.plan`, a file, or another compression.
+        example_inputs: only needed where the plan cannot describe them.
+        verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
+            where the labels that are left do not settle that all operands fit.
+        measure_latency: also time both models.
+        data: calibration batches without labels. Pruned layers are then repaired on them (see `recover`), and the factors of
+            replaced layers are the best ones on this data. Without it nothing is repaired, and factors are the best
+            ones for the weights.
+        recover: with data, the steps of the repair after pruning: `"compensate"` (layers are fitted to the original's outputs),
+            `"batch_norm"` (statistics are estimated anew); True for all of them, False for none.
+
+    Raises:
+        PlanError: the plan is for another architecture, or breaks a constraint.
+        SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
+    """
+    data, steps = reusable(data), checked_steps(recover)
+    result = _applied(model, plan, example_inputs, verify, measure_latency, data, steps)
+    following = plan.then
+    while following is not None:
+        alone = dataclasses.replace(following, then=None)
+        result = after(result, _applied(result.model, alone, None, verify, measure_latency, data, steps))
+        following = following.then
+    return result
+
+
+def _applied(
+    model: Any,
+    plan: Plan,
+    example_inputs: Any,
+    verify: bool,
+    measure_latency: bool,
+    data: Any,
+    steps: tuple[str, ...],
+) -> Result:
+    """Execute one plan, without what follows it."""
+    inputs = (
+        example_inputs
+        if example_inputs is not None
+        else rebuild(plan.inputs)
+        if isinstance(model, nn.Module)
+        else None
+    )
+    captured = capture(model, inputs)
+    plan = dataclasses.replace(plan, then=None)
+    if not plan.layers:
+        structure = structure_of(captured, plan.keep_class)
+        return execute(
+            structure, plan, verify=verify, measure_latency=measure_latency, data=data, steps=steps
+        )
+    if plan.groups:
+        raise PlanError("one plan both removes channels and replaces layers: put the second into its `then`")
+    if plan.architecture != architecture_hash(captured):
+        raise PlanError("this plan was made for another architecture. Make a new one with prunus.decompose.")
+    work, ranks, biases = of_plan(captured, plan.layers)
+    return replaced(captured, work, ranks, data, plan, biases=biases, measure_latency=measure_latency)
