@@ -106,3 +106,5 @@ def _settle(labels: Labels, node: str, side: _Side, reason: str) -> None:
     open_axes = tuple(axis for axis in side.shared if axis not in side.covered)
     if open_axes:
         labels.hold(labels.project(side.track, open_axes, node), reason, node)
+        # what cannot leave is as good as unlabelled from here on
+        side.dropped |= open_axes == side.axes
