@@ -13,7 +13,7 @@ from prunus.evidence import Need
 
 _KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
-_STEPS = 256  # channels leave one by one in groups up to this size, and a few at a time in wider ones
+_STEPS = 128  # channels leave one by one in groups up to this size, and a few at a time in wider ones
 
 
 @register("obs")
@@ -170,9 +170,10 @@ class _Reader:
         """Leave channels out, after the others have made up for them: W <- W - W_M Hi_MM^-1 Hi_M, Hi likewise."""
         block = self.inverse[chosen][:, chosen]
         column = torch.linalg.solve(block, self.inverse[chosen])  # (m, d)
-        self.inverse -= self.inverse[:, chosen] @ column
-        cross = self.power[:, chosen] @ column
-        self.power += column.T @ self.power[chosen][:, chosen] @ column - cross - cross.T
+        self.inverse.addmm_(self.inverse[:, chosen], column, alpha=-1)
+        # P <- P - X C - C^T X^T with X = P_M - C^T P_MM / 2, in one product
+        cross = self.power[:, chosen] - column.T @ self.power[chosen][:, chosen] / 2
+        self.power.addmm_(torch.cat([cross, column.T], 1), torch.cat([column, cross.T]), alpha=-1)
         # what is gone stays gone, whatever rounding says
         self.power[chosen], self.power[:, chosen] = 0, 0
         self.inverse[chosen], self.inverse[:, chosen] = 0, 0

@@ -1,0 +1,95 @@
+"""Optimal brain surgery on channels, against the closed form of what is lost."""
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from prunus.criteria import OBS
+from prunus.criteria.obs import _Reader, greedy
+
+
+def random_problem(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(size, 5, generator=generator, dtype=torch.float64)
+    return mixing @ mixing.T / size + 0.1 * torch.eye(size, dtype=torch.float64), weight @ weight.T
+
+
+def schur(covariance: torch.Tensor, power: torch.Tensor, gone: list[int]) -> float:
+    """tr W_P (C_PP - C_PS C_SS^-1 C_SP) W_P^T."""
+    kept = [i for i in range(len(covariance)) if i not in gone]
+    left = covariance[gone][:, gone]
+    if kept:
+        left = left - covariance[gone][:, kept] @ torch.linalg.solve(
+            covariance[kept][:, kept], covariance[kept][:, gone]
+        )
+    return float((left * power[gone][:, gone]).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_along_the_way_add_up_to_the_schur_complement(seed: int) -> None:
+    covariance, power = random_problem(9, seed)
+    reader, gone, total = _Reader(covariance, power), [], 0.0
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed)).tolist()
+    for index in order[:6]:
+        total += float(reader.errors()[index])
+        reader.remove(torch.tensor([index]))
+        gone.append(index)
+        assert total == pytest.approx(schur(covariance, power, gone), rel=2e-3)  # damping
+
+
+def test_several_at_once_leave_what_one_after_the_other_leaves() -> None:
+    covariance, power = random_problem(8, 0)
+    together, apart = _Reader(covariance, power), _Reader(covariance, power)
+    together.remove(torch.tensor([1, 4, 6]))
+    for index in (4, 6, 1):
+        apart.remove(torch.tensor([index]))
+    kept = [0, 2, 3, 5, 7]
+    assert torch.allclose(together.errors()[kept], apart.errors()[kept], rtol=1e-8)
+
+
+def test_each_step_takes_the_least() -> None:
+    covariance, power = random_problem(7, 1)
+    scores = greedy([_Reader(covariance, power)], torch.zeros(7, dtype=torch.float64))
+    single = [schur(covariance, power, [i]) for i in range(7)]
+    first = int(scores.argmin())
+    assert first == min(range(7), key=single.__getitem__)
+    assert float(scores.min()) == pytest.approx(min(single), rel=2e-3)
+    pairs = {i: schur(covariance, power, [first, i]) for i in range(7) if i != first}
+    second = min(pairs, key=pairs.__getitem__)
+    assert int(scores.argsort()[1]) == second
+
+
+def test_what_the_others_can_replace_leaves_first() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).eval()
+    with torch.no_grad():  # channel 5 is twice channel 2
+        model[0].weight[5], model[0].bias[5] = 2 * model[0].weight[2], 2 * model[0].bias[2]
+        model[0].weight[:5] += torch.eye(5, 6)
+    data = [torch.randn(64, 6) for _ in range(4)]
+    structure = prunus.analyze(model, data[0])
+    made = prunus.plan(structure, method=OBS(), target=prunus.Target(channels=7 / 8), data=data)
+    (kept,) = made.keep.values()
+    assert len(kept) == 7
+
+
+@pytest.mark.parametrize("sensitivity", [True, False])
+def test_every_kind_of_group_has_scores(sensitivity: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(6, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+    torch.manual_seed(0)
+    model, data = Net().eval(), [torch.randn(8, 5, 6) for _ in range(4)]
+    method = OBS(sensitivity=sensitivity)
+    result = prunus.compress(model, data[0], method=method, target=prunus.Target(macs=0.6), data=data)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    assert (result.report.verification or {})["passed"] and result.report.recovery is not None
