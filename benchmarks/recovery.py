@@ -41,7 +41,7 @@ class Subject:
     batches: Callable[[int], list[Any]]  # of a seed
     score: Callable[[nn.Module], float]
     what: str
-    foreign: Callable[[], list[Any]] | None = None  # other data of the same form
+    keep_class: bool = False  # judged on other sequence lengths than a graph holds for
 
 
 def logits(net: nn.Module, x: Tensor) -> Tensor:
@@ -104,7 +104,9 @@ def sentences(load: Any) -> Subject:
             for i in range(0, len(chosen), 32)
         ]  # fmt: skip
 
-    return Subject(net, batches, lambda n: load.stsb_spearman(n, tokenizer), "STS-B test, Spearman")
+    return Subject(
+        net, batches, lambda n: load.stsb_spearman(n, tokenizer) / 100, "STS-B test, Spearman", True
+    )
 
 
 def subjects(load: Any) -> dict[str, tuple[str, tuple[float, ...], Callable[[], Subject]]]:
@@ -124,7 +126,7 @@ def rows_of(name: str, title: str, shares: tuple[float, ...], subject: Subject, 
     batches = subject.batches(0)
     first = batches[0]
     example = {k: v[:2] for k, v in first.items()} if isinstance(first, dict) else first[:2]
-    structure = prunus.analyze(subject.net, example)
+    structure = prunus.analyze(subject.net, example, keep_class=subject.keep_class)
     yield _row(name, title, 1.0, "original", 0, subject, subject.net, 0.0)
     from prunus.criteria import OBS
 
