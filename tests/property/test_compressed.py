@@ -95,7 +95,6 @@ def difference(network: Network, structure: Structure, result: prunus.Result) ->
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.slow
 # what verification refuses, so that nothing wrong is handed back; each is one case in fifty
 KNOWN = {
     1: "a column of channels takes along what another slab binds, where a pixel unshuffle meets a convolution in groups",
@@ -109,6 +108,7 @@ def parts() -> Iterator[Any]:
         yield pytest.param(part, marks=[known] if part in KNOWN else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", parts())
 def test_compressed_networks_compute_what_they_should(part: int) -> None:
     compared = []
