@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import signal
 import statistics
@@ -232,7 +233,7 @@ def _reasons(rows: list[dict[str, Any]], form: str, reason: str) -> str:
 
 
 def _shortened(reason: str) -> str:
-    return reason.split(": `", 1)[-1].replace("`", "")[:150]
+    return re.sub(r"\S*/site-packages/", "", reason.split(": `", 1)[-1]).replace("`", "")[:150]
 
 
 def names(arguments: argparse.Namespace) -> list[str]:
