@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from prunus.capture import Captured
 from prunus.errors import ConfigError
 
-__all__ = ["Pass", "ancestors"]
+__all__ = ["Pass", "ancestors", "last_uses"]
 
 Look = Callable[[fx.Node, Any], None]
 Replace = Callable[[fx.Node, fx.Node, Any], Any]
@@ -29,7 +29,7 @@ class Pass:
     def __init__(self, captured: Captured, needed: set[fx.Node]) -> None:
         self.captured = captured
         self._nodes = [node for node in captured.graph.nodes if node in needed]
-        self._last = _last_uses(self._nodes)
+        self._last = last_uses(self._nodes)
         self._writes = any(_is_mutable(node.target) for node in self._nodes)
 
     def run(
@@ -113,7 +113,7 @@ def _is_mutable(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+def last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Node -> the nodes whose values nobody needs after it."""
     done: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()

@@ -1,6 +1,7 @@
 """Recovery: accuracy won back without training, from a few hundred inputs without labels."""
 
+from prunus.recovery.outcome import STEPS, Recovery, Repair, checked_steps
 from prunus.recovery.recalibrate import recalibrate
-from prunus.recovery.recover import STEPS, Recovery, Repair, checked_steps, recover
+from prunus.recovery.recover import recover
 
 __all__ = ["STEPS", "Recovery", "Repair", "checked_steps", "recalibrate", "recover"]

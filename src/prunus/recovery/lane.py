@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from prunus.capture import Captured
+from prunus.evidence.interpret import last_uses
 
 __all__ = ["Lane"]
 
@@ -36,8 +37,8 @@ class Lane:
         self._tensors = tensors
         self._owner = captured.graph.owning_module
         self._position = 0
-        self._last = _last_uses(self.nodes)
-        self._writes = _written(self.nodes)
+        self._last = last_uses(self.nodes)
+        self._writes = _written(captured)
         for leaves in batches:
             given = dict(zip(captured.inputs, leaves, strict=True))
             self.values.append({self.by_name[name]: _own(value) for name, value in given.items()})
@@ -78,20 +79,9 @@ def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _written(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Placeholders that may be written to: all, if any operator writes in place to more than its own results."""
+def _written(captured: Captured) -> set[fx.Node]:
+    """Placeholders that may be written to: buffers and constants, if any operator writes in place."""
+    nodes = list(captured.graph.nodes)
     mutable = any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in nodes)
-    buffers = {n for n in nodes if n.op == "placeholder" and not n.name.startswith("p_")}
-    return buffers if mutable else set()
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> the nodes whose values nobody needs after it."""
-    done: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(nodes):
-        for used in (node, *node.all_input_nodes):
-            if used not in seen:
-                seen.add(used)
-                done.setdefault(node, []).append(used)
-    return done
+    kinds = captured.kinds
+    return {n for n in nodes if kinds.get(n.name, "parameter") != "parameter"} if mutable else set()

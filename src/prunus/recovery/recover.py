@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,74 +18,16 @@ from prunus.evidence.batches import checked_batches
 from prunus.recovery.lane import Lane
 from prunus.recovery.layers import Layer, find_layers, frozen_norm, gain_of
 from prunus.recovery.least_squares import Fit, Moments, fit
+from prunus.recovery.outcome import STEPS, Recovery, Repair
+from prunus.recovery.statistics import Statistics, like
 from prunus.structure import Structure
 from prunus.surgery.masks import Masks, kept_values
 
-__all__ = ["STEPS", "Recovery", "Repair", "checked_steps", "recover"]
+__all__ = ["recover"]
 
-STEPS = ("compensate", "batch_norm")
 SAMPLES = 1024  # more hardly help, and all of them are held in memory
 _HELD = 4  # every fourth batch judges what the others fit
 _ROWS_PER_INPUT, _LEAST_ROWS, _MOST_ROWS = 24, 8192, 65536
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What was done to one layer.
-
-    Attributes:
-        layer: path of the layer.
-        step: `"compensate"` or `"batch_norm"`.
-        before, after: mean square by which its outputs differ from the original's on held-out inputs, divided by their variance.
-        ridge: regularization that the held-out inputs asked for, relative to the mean square of an input; None where it
-            has no meaning.
-    """
-
-    layer: str
-    step: str
-    before: float
-    after: float
-    ridge: float | None = None
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What recovery has done.
-
-    Attributes:
-        steps: what was asked for.
-        samples: how many were used.
-        seconds: time spent.
-        repairs: the layers that were changed, in the order of the network.
-        left: layers that were looked at and left, as nothing helped on held-out inputs.
-    """
-
-    steps: tuple[str, ...]
-    samples: int
-    seconds: float
-    repairs: tuple[Repair, ...]
-    left: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a report."""
-        return asdict(self)
-
-
-def checked_steps(recover: bool | str | Sequence[str]) -> tuple[str, ...]:
-    """The steps that an argument `recover` means.
-
-    Raises:
-        ConfigError: one that there is not; lists those that there are.
-    """
-    if recover is True or recover is False:
-        return STEPS if recover else ()
-    named = (recover,) if isinstance(recover, str) else tuple(recover)
-    unknown = [step for step in named if step not in STEPS]
-    if unknown:
-        raise ConfigError(
-            f"recover has no step {unknown[0]!r}; known: {', '.join(STEPS)}, or True for all, False for none"
-        )
-    return tuple(step for step in STEPS if step in named)
 
 
 def recover(
@@ -281,18 +222,18 @@ class _Repairer:
             self.left.append(path)
             return
         weight = self.tensors[layer.weight]
-        self.tensors[layer.weight] = _like(
+        self.tensors[layer.weight] = like(
             weight, weight.detach().double() + found.weight.reshape(weight.shape)
         )
         if found.bias is not None:
             offset = found.bias.reshape(-1)
             if layer.bias is not None:
                 bias = self.tensors[layer.bias]
-                self.tensors[layer.bias] = _like(bias, bias.detach().double() + offset)
+                self.tensors[layer.bias] = like(bias, bias.detach().double() + offset)
             else:
                 assert layer.norm is not None and isinstance(layer.norm.args[3], fx.Node)
                 mean = self.tensors[layer.norm.args[3].name]
-                self.tensors[layer.norm.args[3].name] = _like(mean, mean.double() - offset)
+                self.tensors[layer.norm.args[3].name] = like(mean, mean.double() - offset)
         scale = max(variance, 1e-30)
         self.repairs.append(
             Repair(path, "compensate", found.before / scale, found.after / scale, found.ridge)
@@ -302,7 +243,7 @@ class _Repairer:
     def _norm(self, node: fx.Node) -> None:
         source, _, _, mean, variance = node.args[:5]
         assert isinstance(source, fx.Node) and isinstance(mean, fx.Node) and isinstance(variance, fx.Node)
-        seen, held = _Statistics(), _Statistics()
+        seen, held = Statistics(), Statistics()
         for i, now in enumerate(self._lane.values):
             (held if _is_held(i, len(self._lane.values)) else seen).add(self._lane.read(source, now))
         path = self._names[mean.name].rpartition(".")[0]
@@ -332,34 +273,6 @@ class _Repairer:
             self.tensors[a.name].detach() if isinstance(a, fx.Node) else None for a in node.args[1:3]
         )
         return torch.nn.functional.batch_norm(x, *statistics, weight, bias, eps=float(node.args[7]))  # type: ignore[arg-type]
-
-
-class _Statistics:
-    """Mean and variance per channel, summed over batches."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.sum: Any = 0.0
-        self.square: Any = 0.0
-
-    def add(self, x: Tensor) -> None:
-        flat = x.transpose(0, 1).flatten(1).double()
-        self.n += flat.shape[1]
-        self.sum = self.sum + flat.sum(1)
-        self.square = self.square + flat.square().sum(1)
-
-    def merge(self, other: _Statistics) -> None:
-        self.n, self.sum, self.square = self.n + other.n, self.sum + other.sum, self.square + other.square
-
-    def settled(self, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        mean = self.sum / self.n
-        variance = (self.square / self.n - mean.square()).clamp(min=0) * (self.n / max(self.n - 1, 1))
-        return _like(like[0], mean), _like(like[1], variance)
-
-
-def _like(tensor: Tensor, value: Tensor) -> Tensor:
-    made = value.to(tensor.device, tensor.dtype)
-    return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
 def _is_held(index: int, count: int) -> bool:
