@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-ROUNDS, MEMORY_BYTES, SECONDS = 3, 12 << 30, 90  # on some models it would take all the memory there is
+ROUNDS, MEMORY_BYTES, SECONDS = 3, 12 << 30, 60  # on some models it would take all the memory there is
 
 
 def torch_pruning_s(

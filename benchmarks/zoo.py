@@ -38,8 +38,11 @@ def definitions() -> ModuleType:
     return module_of(ROOT.parent / "shared" / "zoo" / "zoo.py", "definitions of architectures")
 
 
-def measure(name: str, compare: bool) -> dict[str, Any]:
-    """One model: what could be captured, removed, verified, written back, and the CPU seconds that it took."""
+def measure(name: str, compare: bool, times_only: bool = False) -> dict[str, Any]:
+    """One model: what could be captured, removed, verified, written back, and the CPU seconds that it took.
+
+    With `times_only`, the times of analysis and surgery alone, for a row that has all the rest.
+    """
     import torch
 
     import prunus
@@ -53,7 +56,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
     try:
         with torch.no_grad():
             net(*args, **kwargs)
-        _prune(net, prunus.Inputs(tuple(args), dict(kwargs)), row)
+        _prune(net, prunus.Inputs(tuple(args), dict(kwargs)), row, times_only)
     except Exception as error:  # noqa: BLE001  (a failure of any kind is a result)
         row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''}"}
         row["own_error"] = isinstance(error, prunus.PrunusError)
@@ -65,7 +68,7 @@ def measure(name: str, compare: bool) -> dict[str, Any]:
     return row
 
 
-def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
+def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> None:
     import prunus
     from prunus.api import pruning
     from prunus.capture import capture
@@ -91,6 +94,9 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any]) -> None:
     first = cut_once()[2]  # pays for what is loaded once
     structure, plan, second = cut_once()
     row |= {"share": prunable_share(structure), "surgery_s": min(first, second)}
+    if times_only:
+        row["stage"] = "done"
+        return
     row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
     compare, seconds = pruning.compare, []
 
@@ -129,9 +135,10 @@ def _kept(captured: Any) -> dict[str, Any]:
     return {"kept_form": report.form, "kept_reason": report.form_reason, "kept_params": report.after.params / report.before.params}  # fmt: skip
 
 
-def run(name: str, compare: bool) -> dict[str, Any]:
+def run(name: str, compare: bool, times_only: bool = False) -> dict[str, Any]:
     """The same in a process of its own."""
-    command = [sys.executable, __file__, "--only", name, *(["--compare", "torch-pruning"] if compare else [])]
+    options = [*(["--compare", "torch-pruning"] if compare else []), *(["--times-only"] if times_only else [])]
+    command = [sys.executable, __file__, "--only", name, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=4 * SECONDS, env=environment)
@@ -143,6 +150,12 @@ def run(name: str, compare: bool) -> dict[str, Any]:
         return json.loads(ran.stdout.splitlines()[-1])
     last = (ran.stderr.strip() or f"exit {ran.returncode}").splitlines()[-1]
     return {"name": name, "stage": "crash", "failed": last[:240]}
+
+
+def _beside(name: str) -> dict[str, Any]:
+    """Torch-Pruning beside a row that was measured without it: both times from one process."""
+    found = run(name, compare=True, times_only=True)
+    return {key: found[key] for key in ("surgery_s", "torch_pruning_s") if key in found} or {"torch_pruning_s": None}
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -251,18 +264,23 @@ def main() -> None:
     parser.add_argument("--compare", choices=["torch-pruning"])
     parser.add_argument("--again", action="store_true", help="measure again what failed")
     parser.add_argument("--only")
+    parser.add_argument("--times-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        print(json.dumps(measure(arguments.only, bool(arguments.compare))))
+        print(json.dumps(measure(arguments.only, bool(arguments.compare), arguments.times_only)))
         return
     rows = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
     done = {row["name"]: row for row in rows}
     wanted = names(arguments)
     for i, name in enumerate(wanted):
+        known = done.get(name)
         if name not in done or (arguments.again and "failed" in done[name]):
             done[name] = run(name, bool(arguments.compare))
+        elif arguments.compare and "failed" not in done[name] and "torch_pruning_s" not in done[name]:
+            done[name] = {**done[name], **_beside(name)}
+        if known is not done[name]:
             with STORE.open("a") as file:
                 file.write(json.dumps(done[name]) + "\n")
         state = done[name].get("failed") or f"{done[name]['form']}, {done[name]['share']:.1%} removable"

@@ -312,6 +312,41 @@ def test_outputs_that_prove_nothing_are_noticed():
     assert "node by node" in " ".join(check(hand, small, capture(small, x)).remarks)
 
 
+def test_one_example_and_a_random_input_go_through_together(monkeypatch: pytest.MonkeyPatch):
+    runs: list[str] = []
+    expected = verify.Case._expected
+    monkeypatch.setattr(
+        verify.Case, "_expected", lambda case, masks: runs.append(case.kind) or expected(case, masks)
+    )
+    positive = torch.rand(1, 40) + 0.1
+    clipped = capture(Through(lambda x: x.relu()), positive)
+    assert compare(clipped, {}, ALL, Through(lambda x: x.relu())).inputs_checked == 2
+    assert runs == ["example and random"]
+    with pytest.raises(VerificationError, match="on the example and random inputs"):
+        compare(clipped, {}, ALL, Through(lambda x: x * 1))  # right on the example
+    with pytest.raises(VerificationError, match="on the example and random inputs"):
+        compare(clipped, {}, ALL, Through(lambda x: x.relu() * (x.amin(1, keepdim=True) < 0)))
+
+
+def test_each_of_two_inputs_is_judged_by_its_own_magnitude():
+    def grown(x: Tensor, by: float) -> Tensor:
+        low = x.amin(1, keepdim=True) < 0  # on random inputs only
+        return torch.where(low, x * 1e12, x + by)
+
+    captured = capture(Through(lambda x: grown(x, 0.0)), torch.rand(1, 40) + 0.1)
+    assert compare(captured, {}, ALL, Through(lambda x: grown(x, 1e-12))).passed
+    with pytest.raises(VerificationError, match="relative error of"):
+        compare(captured, {}, ALL, Through(lambda x: grown(x, 1e-5)))
+
+
+def test_one_by_one_where_the_pair_leaves_a_question():
+    some = Through(lambda x: (x - 1).sqrt())
+    result = compare(capture(some, torch.rand(1, 40) * 2), {}, ALL, some)
+    assert result.inputs_checked == 2 and "NaN in places on the example inputs" in result.remarks[0]
+    flat = Through(lambda x: x * 0 + 1)
+    assert "equal says little" in " ".join(compare(capture(flat, torch.rand(1, 4)), {}, ALL, flat).remarks)
+
+
 def test_integers_are_checked_once():
     model = nn.Embedding(9, 3)
     assert compare(capture(model, torch.randint(0, 9, (2, 5))), {}, ALL, model).inputs_checked == 1

@@ -46,10 +46,11 @@ class Case:
 
     Attributes:
         subject: The networks.
-        kind: What the inputs are: ``"example"`` or ``"random"``.
+        kind: What the inputs are: ``"example"``, ``"random"``, or both of them as one batch.
         inputs: The inputs.
         dtype: Precision of all computation.
         tolerance: Largest relative error that passes.
+        pair: Whether the batch is two inputs, each of which is to be judged by its own magnitude.
         remarks: What was noticed on the way.
     """
 
@@ -58,6 +59,7 @@ class Case:
     inputs: Inputs
     dtype: torch.dtype
     tolerance: float
+    pair: bool = False
     remarks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,9 @@ class Case:
             return None
         worst = 0.0
         for name, wanted, got in tensors:
-            error = relative_error(wanted, got)
+            error = max(
+                relative_error(*rows) for rows in zip(self._rows(wanted), self._rows(got), strict=True)
+            )
             if error > self.tolerance:
                 shape = tuple(wanted.shape)
                 raise self._mismatch(
@@ -96,6 +100,14 @@ class Case:
         """Do both inputs lead to the same outputs?"""
         pairs = zip(self._wanted, other._wanted, strict=True)
         return all(relative_error(*pair) <= self.tolerance for pair in pairs)
+
+    def rows_agree(self) -> bool:
+        """Do both inputs of a pair lead to the same outputs, as far as can be seen?"""
+        apart = [self._rows(wanted) for wanted in self._wanted]
+        return all(relative_error(*rows) <= self.tolerance for rows in apart if len(rows) == 2)
+
+    def _rows(self, value: Tensor) -> tuple[Tensor, ...]:
+        return value.unbind() if self.pair and value.dim() and len(value) == 2 else (value,)
 
     def look_inside(self) -> None:
         """Compare the graphs node by node: the outputs do not depend on the inputs, so they prove nothing."""

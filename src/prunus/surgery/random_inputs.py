@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture import Captured
 from prunus.inputs import Inputs
 
-__all__ = ["random_inputs"]
+__all__ = ["random_inputs", "side_by_side"]
 
 
 def random_inputs(captured: Captured, seed: int) -> Inputs:
@@ -38,3 +38,24 @@ def random_inputs(captured: Captured, seed: int) -> Inputs:
 
     args, kwargs = pytree.tree_map(leaf, (captured.run_inputs.args, captured.run_inputs.kwargs))
     return Inputs(args, kwargs)
+
+
+def side_by_side(captured: Captured, noise: Inputs) -> Inputs | None:
+    """The example and random inputs as one batch, where the captured batch is the example twice; else None.
+
+    Args:
+        captured: The network.
+        noise: Random inputs of the form of ``captured.run_inputs``.
+    """
+    mixed, told_apart = [], False
+    leaves = (pytree.tree_leaves((x.args, x.kwargs)) for x in (captured.example, captured.run_inputs, noise))
+    for given, run, other in zip(*leaves, strict=True):
+        if not isinstance(run, Tensor) or torch.equal(run, other):
+            mixed.append(run)
+        elif len(run) == 2 and len(given) == 1:
+            mixed.append(torch.cat((run[:1], other[1:])))
+            told_apart = True
+        else:
+            return None
+    spec = pytree.tree_structure((captured.run_inputs.args, captured.run_inputs.kwargs))
+    return Inputs(*pytree.tree_unflatten(mixed, spec)) if told_apart else None

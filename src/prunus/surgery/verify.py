@@ -14,7 +14,7 @@ from prunus.inputs import Inputs
 from prunus.surgery.case import Case, Float64Error, Subject
 from prunus.surgery.masks import Masks
 from prunus.surgery.memory import free_bytes
-from prunus.surgery.random_inputs import random_inputs
+from prunus.surgery.random_inputs import random_inputs, side_by_side
 
 __all__ = ["Verification", "compare", "random_inputs"]
 
@@ -92,23 +92,38 @@ def compare(
 
 def _check(subject: Subject, dtype: torch.dtype, reason: str, tolerance: float | None) -> Verification:
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
-    example = subject.captured.run_inputs
-    cases = [Case(subject, "example", example, dtype, limit)]
-    noise = random_inputs(subject.captured, _SEED)
-    if not _same(noise, example):  # they are where there is nothing but integers
-        cases.append(Case(subject, "random", noise, dtype, limit))
-    errors = [error for case in cases if (error := case.error()) is not None]
-    if len(errors) == 2 and cases[0].agrees_with(cases[1]):
-        cases[1].look_inside()
     name = str(dtype).removeprefix("torch.")
+    errors, remarks = _errors(subject, dtype, limit)
     return Verification(
         max_relative_error=max(errors, default=0.0),
         tolerance=limit,
         dtype=f"{name} ({reason})" if reason else name,
         inputs_checked=len(errors),
         passed=True,
-        remarks=tuple(remark for case in cases for remark in case.remarks),
+        remarks=tuple(remarks),
     )
+
+
+def _errors(subject: Subject, dtype: torch.dtype, limit: float) -> tuple[list[float], list[str]]:
+    """The error on each input, and what there is to remark.
+
+    Both inputs go through the networks at once where the example is a batch of one, repeated; one by one where that leaves
+    a question open.
+    """
+    example, noise = subject.captured.run_inputs, random_inputs(subject.captured, _SEED)
+    both = side_by_side(subject.captured, noise)
+    if both is not None:
+        case = Case(subject, "example and random", both, dtype, limit, pair=True)
+        error = case.error()
+        if error is not None and not case.remarks and not case.rows_agree():
+            return [error, error], []
+    cases = [Case(subject, "example", example, dtype, limit)]
+    if not _same(noise, example):  # they are where there is nothing but integers
+        cases.append(Case(subject, "random", noise, dtype, limit))
+    errors = [error for case in cases if (error := case.error()) is not None]
+    if len(errors) == 2 and cases[0].agrees_with(cases[1]):
+        cases[1].look_inside()
+    return errors, [remark for case in cases for remark in case.remarks]
 
 
 def _same(one: Inputs, other: Inputs) -> bool:
