@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.fx.node import map_arg
 
 from prunus.capture import Captured
 from prunus.evidence.interpret import last_uses
+from prunus.recovery.store import Store, Values
 
 __all__ = ["Lane"]
 
@@ -25,46 +28,65 @@ class Lane:
         captured: the graph.
         tensors: placeholder -> tensor. Read when a node runs, so that it may be changed until then.
         batches: for each batch, the values of the graph's inputs.
+        folder: for values that do not fit into memory; None keeps all there.
+        resident: how many batches stay in memory all the same.
     """
 
     def __init__(
-        self, captured: Captured, tensors: Mapping[str, Tensor], batches: Sequence[tuple[Any, ...]]
+        self,
+        captured: Captured,
+        tensors: Mapping[str, Tensor],
+        batches: Sequence[tuple[Any, ...]],
+        folder: Path | None = None,
+        resident: int = 0,
     ) -> None:
         self.nodes = list(captured.graph.nodes)
         self.at = {node: i for i, node in enumerate(self.nodes)}
         self.by_name = {node.name: node for node in self.nodes}
-        self.values: list[dict[fx.Node, Any]] = []
         self._tensors = tensors
         self._owner = captured.graph.owning_module
-        self._position = 0
         self._last = last_uses(self.nodes)
-        self._writes = _written(captured)
-        for leaves in batches:
-            given = dict(zip(captured.inputs, leaves, strict=True))
-            self.values.append({self.by_name[name]: _own(value) for name, value in given.items()})
+        self._mutable = any(_writes(node) for node in self.nodes)
+        kinds = captured.kinds
+        self._written = {
+            n for n in self.nodes if self._mutable and kinds.get(n.name, "parameter") != "parameter"
+        }
+        given = [dict(zip(captured.inputs, leaves, strict=True)) for leaves in batches]
+        named = [{self.by_name[name]: value for name, value in each.items()} for each in given]
+        self._store = Store(named, folder, resident)
+        self._positions = [0] * len(batches)
 
-    def run_to(self, node: fx.Node, *, inclusive: bool) -> None:
-        """Run every batch up to a node; what ran before stays as it was."""
+    @contextmanager
+    def batch(self, index: int, node: fx.Node, *, inclusive: bool) -> Iterator[Values]:
+        """One batch, run up to a node; what ran before stays as it was."""
         stop = self.at[node] + (1 if inclusive else 0)
-        if stop <= self._position:
-            return
-        piece = self.nodes[self._position : stop]
-        with torch.no_grad():
-            for values in self.values:
-                for each in piece:
-                    self._run(each, values)
-        self._position = stop
+        values, start = self._store.take(index), self._positions[index]
+        try:
+            if start < stop:
+                self._run_piece(self.nodes[start:stop], values, index, first=start == 0)
+                self._positions[index] = stop
+            yield values
+        finally:
+            self._store.put(index, values, changed=start < stop)
 
-    def read(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def read(self, node: fx.Node, values: Values) -> Any:
         """A value of one batch, or a tensor of the model."""
         if node in values:
             return values[node]
         return self._tensors[node.name].detach()
 
-    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    def _run_piece(self, nodes: Sequence[fx.Node], values: Values, index: int, first: bool) -> None:
+        if first and (self._mutable or self._store.spills(index)):
+            # the caller's own tensors are never written to; and a file would get all that one of them is a part of
+            values.update({n: v.clone() for n, v in values.items() if isinstance(v, Tensor)})
+        with torch.no_grad():
+            for node in nodes:
+                self._run(node, values)
+
+    def _run(self, node: fx.Node, values: Values) -> None:
         if node.op == "placeholder":
             # what the forward writes to is written to in a copy, one for each batch
-            if node in self._writes and node.name in self._tensors:
+            if node in self._written and node.name in self._tensors:
                 values[node] = self._tensors[node.name].detach().clone()
         elif node.op == "get_attr":
             values[node] = getattr(self._owner, str(node.target))
@@ -75,13 +97,5 @@ class Lane:
             values.pop(done, None)
 
 
-def _own(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _written(captured: Captured) -> set[fx.Node]:
-    """Placeholders that may be written to: buffers and constants, if any operator writes in place."""
-    nodes = list(captured.graph.nodes)
-    mutable = any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in nodes)
-    kinds = captured.kinds
-    return {n for n in nodes if kinds.get(n.name, "parameter") != "parameter"} if mutable else set()
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

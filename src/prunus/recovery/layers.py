@@ -12,7 +12,7 @@ from torch.nn import functional
 from prunus.capture import Captured
 from prunus.surgery.recipe import bound_arguments
 
-__all__ = ["Layer", "Shortcut", "find_layers"]
+__all__ = ["Layer", "Shortcut", "find_layers", "frozen_norm", "gain_of"]
 
 aten = torch.ops.aten
 _CONVS = {
@@ -64,6 +64,12 @@ class Layer:
     def spatial(self) -> int:
         """Number of axes of the map; 0 for a linear layer."""
         return _CONVS.get(self.node.target, 0)  # type: ignore[arg-type]
+
+    @property
+    def norm_mean(self) -> str | None:
+        """Placeholder of the running mean of `norm`."""
+        mean = None if self.norm is None else self.norm.args[3]
+        return mean.name if isinstance(mean, fx.Node) else None
 
     @property
     def channel_axis(self) -> int:

@@ -42,6 +42,7 @@ class Recovery:
         seconds: time spent.
         repairs: the layers that were changed, in the order of the network.
         left: layers that were looked at and left, as nothing helped on held-out inputs.
+        disk_bytes: estimate of what was kept in files meanwhile, as it would not have fitted into memory.
     """
 
     steps: tuple[str, ...]
@@ -49,6 +50,7 @@ class Recovery:
     seconds: float
     repairs: tuple[Repair, ...]
     left: tuple[str, ...]
+    disk_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""

@@ -1,0 +1,153 @@
+"""The original and the cut network side by side, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunus.capture import Captured
+from prunus.recovery.footprint import Footprint, Share, footprint, shared_out
+from prunus.recovery.lane import Lane
+from prunus.recovery.layers import frozen_norm
+from prunus.recovery.store import Values
+from prunus.structure import Structure
+from prunus.surgery.masks import Masks, kept_values
+
+__all__ = ["HELD", "Batches", "Both", "Pair", "share_of", "stops_of"]
+
+HELD = 4  # every fourth batch judges what the others fit
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The data.
+
+    Attributes:
+        leaves: for each batch, the values of the graph's inputs.
+        sizes: for each batch, the number of samples.
+    """
+
+    leaves: tuple[tuple[Any, ...], ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return next((v.device for v in self.leaves[0] if isinstance(v, Tensor)), torch.device("cpu"))
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """One batch in both networks.
+
+    Attributes:
+        was, now: values of the original and of the cut network.
+        held: whether the batch judges what others fit.
+    """
+
+    was: Values
+    now: Values
+    held: bool
+
+
+class Pair:
+    """Two networks that go through the data together.
+
+    Args:
+        structure: of the original.
+        small: the cut network.
+        keep: (labels,) bool: what stays.
+        batches: the data.
+        folder, resident: see `Lane`.
+
+    Attributes:
+        tensors: of the cut network; what is put here is used by all that runs afterwards.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        small: Captured,
+        keep: Tensor,
+        batches: Batches,
+        folder: Path | None = None,
+        resident: int = 0,
+    ) -> None:
+        self.tensors = dict(small.tensors)
+        self.count = len(batches.leaves)
+        self._masks = Masks(structure.tracks, keep)
+        self._original = Lane(
+            structure.captured, structure.captured.tensors, batches.leaves, folder, resident
+        )
+        self._small = Lane(small, self.tensors, batches.leaves, folder, resident)
+
+    def at(self, node: fx.Node) -> Iterator[Both]:
+        """Every batch, with the original past a node of the cut network and the cut network just before it."""
+        for i in range(self.count):
+            with (
+                self._original.batch(i, self._original.by_name[node.name], inclusive=True) as was,
+                self._small.batch(i, node, inclusive=False) as now,
+            ):
+                yield Both(was, now, self.count >= 2 and i % HELD == min(HELD, self.count) - 1)
+
+    def now(self, node: fx.Node, both: Both) -> Tensor:
+        """A value of the cut network."""
+        return self._small.read(node, both.now)
+
+    def wanted(self, name: str, both: Both) -> Tensor | None:
+        """What a value of the cut network is in the original: the positions that it has, in its order; None where that is not known."""
+        node = self._original.by_name.get(name)
+        if node is None:
+            return None
+        value, mask = self._original.read(node, both.was), self._masks.of(name)
+        if mask is None:
+            return value
+        varying = [axis for axis, size in enumerate(mask.shape) if size > 1]
+        if len(varying) == 1:
+            return value.index_select(varying[0], torch.nonzero(mask.flatten())[:, 0].to(value.device))
+        shape = getattr(self._small.by_name[name].meta.get("val"), "shape", None)
+        try:  # rows that keep different indices
+            return None if shape is None else kept_values(value, mask, (value.shape[0], *map(int, shape[1:])))
+        except RuntimeError:  # labels along a merged batch are those of one batch size
+            return None
+
+
+def stops_of(original: Captured, small: Captured, layers: set[fx.Node], norms: bool) -> list[fx.Node]:
+    """Nodes of the cut network that are looked at: those whose inputs differ from the original's."""
+    changed, names = _changed(original, small), {node.name for node in original.graph.nodes}
+    return [
+        node
+        for node in small.graph.nodes
+        if node.name in names
+        and any(n in changed for n in node.all_input_nodes if n.name not in small.tensors)
+        and (node in layers or (norms and frozen_norm(small, node)))
+    ]
+
+
+def _changed(original: Captured, small: Captured) -> set[fx.Node]:
+    """Values of the small graph that differ from the original's."""
+    found: set[fx.Node] = set()
+    for node in small.graph.nodes:
+        was = original.tensors.get(node.name)
+        cut = node.name in small.tensors and (was is None or was.shape != small.tensors[node.name].shape)
+        if cut or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def share_of(
+    original: Captured, small: Captured, stops: Sequence[fx.Node], batches: Batches, budget_bytes: int | None
+) -> Share:
+    """Which batches stay in memory between two stops."""
+    by_name = {node.name: node for node in original.graph.nodes}
+    needs: dict[int, Footprint] = {}
+    for size in set(batches.sizes):
+        one = footprint(original, [(by_name[node.name], True) for node in stops], size)
+        other = footprint(small, [(node, False) for node in stops], size)
+        needs[size] = Footprint(one.kept + other.kept, one.peak + other.peak)
+    return shared_out([needs[size] for size in batches.sizes], budget_bytes, batches.device)
