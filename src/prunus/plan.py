@@ -76,6 +76,7 @@ class Plan:
         allocation: how numbers of channels were chosen under the target; `"manual"` where the user gave them.
         options: those of `Options` that differ from the defaults.
         layers: the layers that are replaced by chains of smaller ones.
+        biases: paths of layers without a bias that get one, of zeros unless they are repaired.
         then: what is done with the model that results: a plan of its own, for its architecture.
         version: of the format.
     """
@@ -90,6 +91,7 @@ class Plan:
     allocation: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     layers: tuple[LayerPlan, ...] = ()
+    biases: tuple[str, ...] = ()
     then: Plan | None = None
     version: int = VERSION
 
@@ -125,6 +127,8 @@ class Plan:
         own = dataclasses.replace(self, then=None)
         content = {"prunus_plan": self.version, **dataclasses.asdict(own)}
         del content["version"], content["then"]
+        if not self.biases:
+            del content["biases"]
         return content if self.then is None else {**content, "then": self.then._content()}
 
     @staticmethod
@@ -156,6 +160,8 @@ class Plan:
             problems += [f"group {n!r} appears twice" for n in dict.fromkeys(names) if names.count(n) > 1]
         if isinstance(content.get("layers"), list):
             problems += [p for i, entry in enumerate(content["layers"]) for p in _layer_problems(i, entry)]
+        if isinstance(biases := content.get("biases"), list) and not all(isinstance(b, str) for b in biases):
+            problems.append("entry 'biases' of the plan lists something else than paths of layers")
         if isinstance(target, dict):
             problems += [
                 f"target {key!r} is {value!r}, not a number"
@@ -167,6 +173,7 @@ class Plan:
         del content["prunus_plan"]
         content["groups"] = tuple(_group(entry) for entry in content["groups"])
         content["layers"] = tuple(_layer(entry) for entry in content.get("layers", ()))
+        content["biases"] = tuple(content.get("biases", ()))
         content["then"] = Plan._of(content["then"]) if "then" in content else None
         return Plan(**content)
 
@@ -220,6 +227,7 @@ _ENTRIES: _Entries = {
     "allocation": (str, True),
     "options": (dict, True),
     "layers": (list, True),
+    "biases": (list, True),
     "then": (dict, True),
 }
 _LAYER_ENTRIES: _Entries = {

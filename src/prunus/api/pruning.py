@@ -18,11 +18,11 @@ from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
-from prunus.recovery import checked_steps
+from prunus.recovery import Recovery, checked_steps
 from prunus.recovery import recover as repaired
 from prunus.report import build_report
 from prunus.structure import LayerTable, Structure, find_structure
-from prunus.surgery import compare, cut, lift, put_back, with_class_ties, write_back
+from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_zero_biases, write_back
 
 __all__ = ["analyze", "compress", "execute", "structure_of"]
 
@@ -57,11 +57,12 @@ def execute(
     measure_latency: bool = False,
     data: Any = None,
     steps: tuple[str, ...] = (),
+    allow_bias: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Execute a plan on the model of a structure, without capturing it again. See `apply`.
 
-    With data, `steps` say how the cut network is repaired.
+    With data, `steps` say how the cut network is repaired, and `allow_bias` whether layers without a bias may be given one.
     """
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
@@ -72,11 +73,17 @@ def execute(
         if verify or small.unsettled
         else None
     )
-    recovery = None
+    small, recovery = with_zero_biases(small, plan.biases), None
+    own, remark = None, ""
     if steps and data is not None and plan.groups:
-        small, recovery = repaired(structure, small, keep, data, steps=steps, progress=progress)
+        small, recovery, own, remark = _repaired(
+            structure, small, keep, plan, data, steps, allow_bias, progress
+        )
+        plan = dataclasses.replace(plan, biases=(*plan.biases, *recovery.biases))
         module = lift(small)
-    own, remark = _own_class(structure, small, module, keep, plan)
+    else:
+        module = lift(small) if plan.biases else module
+        own, remark = _own_class(structure, small, module, keep, plan)
     model, form = (module, "graph") if own is None else (own, "class")
     if structure.captured.partial:
         model = put_back(structure.captured, small, own)
@@ -86,12 +93,33 @@ def execute(
     return Result(model, plan, report, small, structure)
 
 
+def _repaired(
+    structure: Structure,
+    small: Captured,
+    keep: np.ndarray,
+    plan: Plan,
+    data: Any,
+    steps: tuple[str, ...],
+    allow_bias: bool,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[Captured, Recovery, nn.Module | None, str]:
+    """The repaired network, what was done, and the user's own class or why not."""
+    found, recovery = repaired(
+        structure, small, keep, data, steps=steps, progress=progress, allow_bias=allow_bias
+    )
+    own, remark = _own_class(structure, found, lift(found), keep, plan)
+    if own is None and recovery.biases and _own_class(structure, small, lift(small), keep, plan)[0]:
+        # the class is worth more than biases that it cannot take
+        return _repaired(structure, small, keep, plan, data, steps, False, progress)
+    return found, recovery, own, remark
+
+
 def _own_class(
     structure: Structure, small: Captured, module: nn.Module, keep: np.ndarray, plan: Plan
 ) -> tuple[nn.Module | None, str]:
     if structure.captured.model is None:
         return None, "the source was an exported program, which has no class"
-    if not plan.groups:
+    if not plan.groups and not plan.biases:
         return copy.deepcopy(structure.captured.model), ""
     return write_back(structure, small, module, _tensor(keep))
 
@@ -120,6 +148,7 @@ def compress(
     data: Any = None,
     loss: Callable[[Any, Any], Any] | None = None,
     recover: bool | str | Sequence[str] = True,
+    allow_bias: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Make a model smaller: analyze, plan and apply in one call.
@@ -136,7 +165,7 @@ def compress(
         verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
         data: an iterable of batches like the example inputs, see `plan`; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
-        recover: the steps of the repair, see `apply`.
+        recover, allow_bias: the steps of the repair, and whether it may give biases to layers, see `apply`.
 
     Returns:
         The result: model, plan, report.
@@ -179,5 +208,6 @@ def compress(
         measure_latency=measure_latency,
         data=batches,
         steps=steps,
+        allow_bias=allow_bias,
         progress=progress,
     )

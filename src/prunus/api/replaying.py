@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,7 @@ def apply(
     measure_latency: bool = False,
     data: Any = None,
     recover: bool | str | Sequence[str] = True,
+    allow_bias: bool = False,
 ) -> Result:
     """Execute a plan on a model; the model itself is not touched.
 
@@ -45,30 +47,37 @@ def apply(
             ones for the weights.
         recover: with data, the steps of the repair after pruning: `"compensate"` (layers are fitted to the original's outputs),
             `"batch_norm"` (statistics are estimated anew); True for all of them, False for none.
+        allow_bias: with data, a layer without a bias, and without a batch normalization behind it that could take its place, is
+            given one where that lowers its error by a hundredth or more. The result's plan names these layers, so that it makes
+            the same architecture again. It seldom brings much.
 
     Raises:
         PlanError: the plan is for another architecture, or breaks a constraint.
         SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
     """
     data, steps = reusable(data), checked_steps(recover)
-    result = _applied(model, plan, example_inputs, verify, measure_latency, data, steps)
+    how = _How(verify, measure_latency, data, steps, allow_bias)
+    result = _applied(model, plan, example_inputs, how)
     following = plan.then
     while following is not None:
         alone = dataclasses.replace(following, then=None)
-        result = after(result, _applied(result.model, alone, None, verify, measure_latency, data, steps))
+        result = after(result, _applied(result.model, alone, None, how))
         following = following.then
     return result
 
 
-def _applied(
-    model: Any,
-    plan: Plan,
-    example_inputs: Any,
-    verify: bool,
-    measure_latency: bool,
-    data: Any,
-    steps: tuple[str, ...],
-) -> Result:
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `apply` that hold for every step of a plan."""
+
+    verify: bool
+    measure_latency: bool
+    data: Any
+    steps: tuple[str, ...]
+    allow_bias: bool
+
+
+def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How) -> Result:
     """Execute one plan, without what follows it."""
     inputs = (
         example_inputs
@@ -81,12 +90,10 @@ def _applied(
     plan = dataclasses.replace(plan, then=None)
     if not plan.layers:
         structure = structure_of(captured, plan.keep_class)
-        return execute(
-            structure, plan, verify=verify, measure_latency=measure_latency, data=data, steps=steps
-        )
+        return execute(structure, plan, **vars(how))
     if plan.groups:
         raise PlanError("one plan both removes channels and replaces layers: put the second into its `then`")
     if plan.architecture != architecture_hash(captured):
         raise PlanError("this plan was made for another architecture. Make a new one with prunus.decompose.")
     work, ranks, biases = of_plan(captured, plan.layers)
-    return replaced(captured, work, ranks, data, plan, biases=biases, measure_latency=measure_latency)
+    return replaced(captured, work, ranks, how.data, plan, biases=biases, measure_latency=how.measure_latency)

@@ -22,6 +22,7 @@ def compress(
     data: options.Data = None,
     batch_size: options.BatchSize = 32,
     recover: options.Recover = True,
+    bias: options.Bias = False,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
     layer_norm: options.LayerNorm = None,
@@ -88,6 +89,7 @@ def compress(
             verify=not no_verify,
             data=batches,
             steps=STEPS if batches is not None else (),
+            allow_bias=bias,
             progress=progress,
         )
     save_result(result, output, overwrite=overwrite, onnx=onnx)

@@ -58,6 +58,10 @@ Method = Annotated[
         help=f"How channels are ranked: {_METHODS}. By default obs with --data, l2 without.",
     ),
 ]
+Bias = Annotated[
+    bool,
+    typer.Option("--bias", help="With --data: give layers without a bias one where that helps."),
+]
 Recover = Annotated[
     bool,
     typer.Option(

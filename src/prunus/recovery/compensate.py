@@ -13,6 +13,7 @@ from prunus.recovery.statistics import like
 
 __all__ = ["compensate"]
 
+_WORTH_A_BIAS = 0.01  # of the error: for less, no parameters are added
 _ROWS_PER_INPUT, _LEAST_ROWS, _MOST_ROWS = 24, 8192, 65536
 
 
@@ -44,12 +45,22 @@ def compensate(pair: Pair, layer: Layer, path: str, random: torch.Generator) -> 
         sums[both.held].add(x, t - _predicted(pair, layer, x))
         variance.add(x[:, :, :1], t)
     train, held = sums if sums[1].n else (sums[0], sums[0])
-    found = fit(train, held, layer.bias is not None or layer.norm is not None)
+    found = _fitted(pair, layer, train, held)
     if found.weight is None:
         return None
     _apply(pair, layer, found, found.weight)
     scale = max(float(variance.centered(True)[2].sum()), 1e-30)
     return Repair(path, "compensate", found.before / scale, found.after / scale, found.ridge)
+
+
+def _fitted(pair: Pair, layer: Layer, train: Moments, held: Moments) -> Fit:
+    if layer.bias is not None or layer.norm is not None:
+        return fit(train, held, bias=True)
+    plain = fit(train, held, bias=False)
+    if pair.bias_path(layer.node) is None:
+        return plain
+    offset = fit(train, held, bias=True)
+    return offset if offset.after < (1 - _WORTH_A_BIAS) * plain.after else plain
 
 
 def _wanted(pair: Pair, layer: Layer, both: Both, gain: Tensor | None) -> Tensor | None:
@@ -88,3 +99,5 @@ def _apply(pair: Pair, layer: Layer, found: Fit, correction: Tensor) -> None:
     elif layer.norm_mean is not None:
         mean = pair.tensors[layer.norm_mean]
         pair.tensors[layer.norm_mean] = like(mean, mean.double() - offset)
+    elif (path := pair.bias_path(layer.node)) is not None:
+        pair.give_bias(layer.node, path, offset)

@@ -42,6 +42,7 @@ class Recovery:
         seconds: time spent.
         repairs: the layers that were changed, in the order of the network.
         left: layers that were looked at and left, as nothing helped on held-out inputs.
+        biases: paths of layers that were given a bias, as they had none.
         disk_bytes: estimate of what was kept in files meanwhile, as it would not have fitted into memory.
     """
 
@@ -50,6 +51,7 @@ class Recovery:
     seconds: float
     repairs: tuple[Repair, ...]
     left: tuple[str, ...]
+    biases: tuple[str, ...] = ()
     disk_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from prunus.recovery.lane import Lane
 from prunus.recovery.layers import frozen_norm
 from prunus.recovery.store import Values
 from prunus.structure import Structure
+from prunus.surgery.biases import bias_path, give_bias
 from prunus.surgery.masks import Masks, kept_values
 
 __all__ = ["HELD", "Batches", "Both", "Pair", "share_of", "stops_of"]
@@ -64,9 +65,11 @@ class Pair:
         keep: (labels,) bool: what stays.
         batches: the data.
         folder, resident: see `Lane`.
+        allow_bias: layers may be given a bias; the cut network has to have a graph of its own then.
 
     Attributes:
         tensors: of the cut network; what is put here is used by all that runs afterwards.
+        biases: paths of layers that were given a bias.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class Pair:
         batches: Batches,
         folder: Path | None = None,
         resident: int = 0,
+        allow_bias: bool = False,
     ) -> None:
+        self.biases: list[str] = []
+        self._captured, self._allow_bias = small, allow_bias
         self.tensors = dict(small.tensors)
         self.count = len(batches.leaves)
         self._masks = Masks(structure.tracks, keep)
@@ -85,6 +91,18 @@ class Pair:
             structure.captured, structure.captured.tensors, batches.leaves, folder, resident
         )
         self._small = Lane(small, self.tensors, batches.leaves, folder, resident)
+
+    def bias_path(self, node: fx.Node) -> str | None:
+        """Path of a layer that may be given a bias; None of any other."""
+        return bias_path(self._captured, node) if self._allow_bias else None
+
+    def give_bias(self, node: fx.Node, path: str, bias: Tensor) -> None:
+        """Let a layer add a bias from now on."""
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        name = give_bias(self._captured, node, path, bias.to(self.tensors[weight.name]))
+        self.tensors[name] = self._captured.tensors[name]
+        self.biases.append(path)
 
     def at(self, node: fx.Node) -> Iterator[Both]:
         """Every batch, with the original past a node of the cut network and the cut network just before it."""

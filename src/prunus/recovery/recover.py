@@ -22,6 +22,7 @@ from prunus.recovery.outcome import STEPS, Recovery, Repair
 from prunus.recovery.pair import HELD, Batches, Pair, share_of, stops_of
 from prunus.recovery.store import spill_folder
 from prunus.structure import Structure
+from prunus.surgery.biases import with_own_graph
 
 __all__ = ["recover"]
 
@@ -37,18 +38,19 @@ def recover(
     steps: Sequence[str] = STEPS,
     progress: Callable[[Progress], None] | None = None,
     budget_bytes: int | None = None,
+    allow_bias: bool = False,
 ) -> tuple[Captured, Recovery]:
     """Give a cut network weights with which it computes what the original does, as nearly as its sizes allow.
 
-    Both networks run side by side over the data, once. Each linear layer and convolution whose input has changed is fitted
-    anew (`"compensate"`): its inputs come from the small network with all earlier layers repaired, its targets from the
-    original. Where its output is added to something, such as a shortcut, the target includes what that sum lacks already,
-    so that errors do not add up along the network. The solution is that of ridge regression about the weights
-    that were cut out, `dW = C_tx (C_xx + r I)^-1`, with an offset for the bias; `r` is what leaves the least error on a
-    quarter of the batches that was held out, which may be to change nothing. A layer without a bias takes its offset up in
-    the batch normalization behind it, or goes without one. Then batch normalizations get the statistics of what they
-    now see (`"batch_norm"`), where that brings their outputs nearer to the original's on held-out data, or in any case when
-    this is the only step.
+    Both networks run side by side over the data, once. Each linear layer and convolution whose input has changed is fitted anew
+    (`"compensate"`): its inputs come from the small network with all earlier layers repaired, its targets from the original.
+    Where its output is added to something, such as a shortcut, the target includes what that sum lacks already, so that errors
+    do not add up along the network. The solution is that of ridge regression about the weights that were cut out, `dW = C_tx
+    (C_xx + r I)^-1`, with an offset for the bias; `r` is what leaves the least error on a quarter of the batches that was held
+    out, which may be to change nothing. A layer without a bias takes its offset up in the batch normalization behind it, or is
+    given a bias where that is allowed, possible and helps. Then batch normalizations get the statistics of what they now see
+    (`"batch_norm"`), where that brings their outputs nearer to the original's on held-out data, or in any case when this is the
+    only step.
 
     Args:
         structure: of the original.
@@ -59,6 +61,7 @@ def recover(
         progress: called after each layer.
         budget_bytes: memory for the values of both networks; None for half of what is free. What these will take is told from
             the graphs beforehand, and the batches that do not fit wait in files of a temporary folder.
+        allow_bias: whether layers may be given a bias.
 
     Returns:
         The network with repaired tensors, and what was done.
@@ -77,6 +80,8 @@ def recover(
             "data. Pass recover=False."
         )
     batches = _batches(structure.captured, data)
+    if allow_bias:
+        small = with_own_graph(small)
     layers = find_layers(small) if "compensate" in steps else {}
     stops = stops_of(structure.captured, small, set(layers), "batch_norm" in steps)
     share = share_of(structure.captured, small, stops, batches, budget_bytes)
@@ -84,7 +89,7 @@ def recover(
     repairs: list[Repair] = []
     left: list[str] = []
     with spill_folder(share.disk_bytes) as folder:
-        pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident)
+        pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident, allow_bias)
         random = torch.Generator().manual_seed(0)
         for number, node in enumerate(stops):
             path = _path(small, node, layers)
@@ -103,7 +108,13 @@ def recover(
                 progress(Progress(number + 1, len(stops), spent, remaining))
     seconds = time.perf_counter() - started
     recovery = Recovery(
-        tuple(steps), sum(batches.sizes), seconds, tuple(repairs), tuple(left), share.disk_bytes
+        tuple(steps),
+        sum(batches.sizes),
+        seconds,
+        tuple(repairs),
+        tuple(left),
+        tuple(pair.biases),
+        share.disk_bytes,
     )
     return small.with_(tensors=pair.tensors), recovery
 

@@ -80,6 +80,7 @@ def joined(first: Report, second: Report) -> Report:
         "groups": first.groups or second.groups,
         "layers": first.layers or second.layers,
         "replaced": (*first.replaced, *second.replaced),
+        "recovery": first.recovery or second.recovery,
         "notes": (*dict.fromkeys((*said, *first.notes, *second.notes)),),
         "unknown_operators": {**first.unknown_operators, **second.unknown_operators},
     }

@@ -133,6 +133,11 @@ def recovery_lines(report: Report) -> list[str]:
                 f"Repaired: {len(repairs)} {said}, from {report.recovery['samples']:,} inputs without labels: their relative error "
                 f"fell from {before:.1%} to {after:.1%} in the median, on inputs that were held out."
             )
+    if report.recovery["biases"]:
+        count = len(report.recovery["biases"])
+        lines.append(
+            f"{count} {'layer was' if count == 1 else 'layers were'} given a bias, as the plan says."
+        )
     return lines or ["Repaired: nothing, as no step helped on inputs that were held out."]
 
 

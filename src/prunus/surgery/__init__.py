@@ -1,5 +1,6 @@
 """Surgery: cut the network as a plan says, and prove that what is left computes what it should."""
 
+from prunus.surgery.biases import with_zero_biases
 from prunus.surgery.class_ties import with_class_ties
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.lift import lift
@@ -21,5 +22,6 @@ __all__ = [
     "replay",
     "slice_graph",
     "with_class_ties",
+    "with_zero_biases",
     "write_back",
 ]

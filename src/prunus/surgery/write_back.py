@@ -112,7 +112,15 @@ def _cut_copy(model: nn.Module, captured: Captured, small: Captured) -> nn.Modul
     for placeholder, tensor in captured.tensors.items():
         if placeholder in small.tensors:
             memo[id(tensor)] = _owned(tensor, small.tensors[placeholder])
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for placeholder in small.tensors.keys() - captured.tensors.keys():
+        if small.kinds[placeholder] == "parameter":  # a bias that a layer did not have
+            path, _, attribute = small.names[placeholder].rpartition(".")
+            added = small.tensors[placeholder]
+            copied.get_submodule(path).register_parameter(
+                attribute, nn.Parameter(added.detach().clone(), added.requires_grad)
+            )
+    return copied
 
 
 def _owned(original: Tensor, cut: Tensor) -> Tensor:
