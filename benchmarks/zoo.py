@@ -137,7 +137,10 @@ def _kept(captured: Any) -> dict[str, Any]:
 
 def run(name: str, compare: bool, times_only: bool = False) -> dict[str, Any]:
     """The same in a process of its own."""
-    options = [*(["--compare", "torch-pruning"] if compare else []), *(["--times-only"] if times_only else [])]
+    options = [
+        *(["--compare", "torch-pruning"] if compare else []),
+        *(["--times-only"] if times_only else []),
+    ]
     command = [sys.executable, __file__, "--only", name, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
@@ -155,7 +158,9 @@ def run(name: str, compare: bool, times_only: bool = False) -> dict[str, Any]:
 def _beside(name: str) -> dict[str, Any]:
     """Torch-Pruning beside a row that was measured without it: both times from one process."""
     found = run(name, compare=True, times_only=True)
-    return {key: found[key] for key in ("surgery_s", "torch_pruning_s") if key in found} or {"torch_pruning_s": None}
+    return {key: found[key] for key in ("surgery_s", "torch_pruning_s") if key in found} or {
+        "torch_pruning_s": None
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
