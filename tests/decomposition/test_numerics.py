@@ -8,6 +8,7 @@ from torch import nn
 
 from prunus.decomposition import CP, SVD, Method, SpatialSVD, Tucker
 from prunus.decomposition.als import LARGEST, als, sliced
+from prunus.decomposition.eigen import eigen, eigenvalues, one_thread
 from prunus.decomposition.geometry import geometry_of, kernel_of
 from prunus.decomposition.metric import Metric
 from prunus.decomposition.steps import product
@@ -120,3 +121,39 @@ def test_a_tensor_at_the_border_does_not_diverge() -> None:
     torch.testing.assert_close(lengths[0], lengths[1])
     random = [torch.randn(n, 2).double() for n in (8, 7, 9)]
     assert als(random, tensor, (9,), sweeps=2000).largest <= LARGEST
+
+
+def test_eigenvalues_are_taken_on_one_thread() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        with pytest.raises(ValueError), one_thread():
+            raise ValueError
+        matrix = torch.randn(2, 5, 9, dtype=torch.float64)
+        gram = matrix @ matrix.mT
+        values, vectors = eigen(gram)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, gram)
+    torch.testing.assert_close(values, torch.linalg.svdvals(matrix) ** 2)
+    torch.testing.assert_close(values, eigenvalues(gram))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_sweeps_in_single_precision_lose_hardly_more(scale: float) -> None:
+    torch.manual_seed(6)
+    decay = torch.logspace(0, -1.5, 24).double()
+    kernel = scale * torch.randn(1, 24, 18, 9, dtype=torch.float64) * decay[None, :, None, None]
+    lost = []
+    for tolerance in (1e-12, 1e-4):
+        u_out, u_in = hooi(kernel, 6, 8, tolerance)
+        for basis in (u_out, u_in):
+            torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[-1]).double()[None])
+        core = torch.einsum("gtsk,gtb,gsa->gabk", kernel, u_out, u_in)
+        lost.append(1 - float(core.norm() ** 2 / kernel.norm() ** 2))
+    assert lost[0] <= lost[1] + 1e-12
+    assert lost[1] < 1.005 * lost[0]
+    assert lost[0] > 0.05

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunus.decomposition.eigen import eigen, one_thread
+
 __all__ = ["Fitted", "als", "decomposed", "folded", "sliced"]
 
 LARGEST = 5.0  # size of a component, relative to the kernel
@@ -49,8 +51,9 @@ def sliced(tensor: Tensor, shape: tuple[int, ...], rank: int) -> list[Tensor]:
     turn = torch.eye(taps, dtype=tensor.dtype, device=tensor.device)
     if len(shape) == 1 and rank < min(outputs, inputs) * taps:
         flat = tensor.flatten(0, 1)
-        turn = torch.linalg.eigh(flat.T @ flat)[1].flip(-1)  # slices in the kernel's own basis
-    u, s, vh = torch.linalg.svd((tensor @ turn).permute(2, 0, 1), full_matrices=False)
+        turn = eigen(flat.T @ flat)[1]  # slices in the kernel's own basis
+    with one_thread():
+        u, s, vh = torch.linalg.svd((tensor @ turn).permute(2, 0, 1), full_matrices=False)
     order = s.flatten().argsort(descending=True)[:rank]
     tap, triple = order // s.shape[1], order % s.shape[1]
     sizes = s[tap, triple]
@@ -74,8 +77,9 @@ def folded(tensor: Tensor, rank: int) -> list[Tensor]:
         tensor: (outputs, inputs, taps).
         rank: number of components.
     """
-    u, s, vh = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
-    left, sizes, right = torch.linalg.svd(vh.reshape(-1, *tensor.shape[1:]), full_matrices=False)
+    with one_thread():
+        u, s, vh = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
+        left, sizes, right = torch.linalg.svd(vh.reshape(-1, *tensor.shape[1:]), full_matrices=False)
     sizes = s[:, None] * sizes
     order = sizes.flatten().argsort(descending=True)[:rank]
     row, triple = order // sizes.shape[1], order % sizes.shape[1]

@@ -42,17 +42,26 @@ class _Errors:
 
     def add(self, x: Tensor, wanted: Tensor) -> None:
         axis = -1 if isinstance(self.layer, nn.Linear) else 1 if x.dim() == self.layer.weight.dim() else 0  # type: ignore[union-attr, operator]
-        rows = wanted.movedim(axis, -1).flatten(0, -2).double()
-        self.squared += float((self.chain(x).double() - wanted.double()).square().sum())
-        self.total += float(rows.square().sum())
-        self.mean = self.mean + rows.sum(0)
-        self.count += len(rows)
+        rest = [i for i in range(wanted.dim()) if i != axis % wanted.dim()]
+        self.squared += _squares(_wide(self.chain(x)).sub_(wanted))
+        self.total += _squares(_wide(wanted))
+        self.mean = self.mean + (wanted.sum(rest, dtype=torch.float64) if rest else wanted.double())
+        self.count += wanted.numel() // wanted.shape[axis]
 
     def relative(self) -> float:
         if not self.count:
             return 0.0
         spread = self.total - float(self.mean.square().sum()) / self.count
         return (self.squared / spread) ** 0.5 if spread > 0 else float(self.squared > 0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def _squares(x: Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
 
 
 def slower(site: Site, chain: nn.Module) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prunus.decomposition.eigen import eigen
+
 __all__ = ["Metric"]
 
 DAMPING = 1e-4
@@ -52,6 +54,8 @@ class Metric:
 
     def energy(self, kernel: Tensor, *, damped: bool = False) -> float:
         """Mean squared length of what the kernel makes of the inputs."""
+        if self.second is None:
+            return float(torch.linalg.vector_norm(kernel)) ** 2
         return float((self.apply(kernel, damped=damped) * kernel).sum().clamp(min=0))
 
     def scale(self, kernel: Tensor) -> float:
@@ -148,7 +152,7 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root_of(moment: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(moment)
+    values, vectors = eigen(moment)
     values = values.clamp(min=1e-12 * float(values.max().clamp(min=1e-300)))
     root = values.sqrt()
     return vectors * root[:, None, :], (vectors / root[:, None, :]).mT
@@ -156,7 +160,7 @@ def _root_of(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     """Cross gram^-1 by eigenvalues: features that say nothing new get no weight."""
-    values, vectors = torch.linalg.eigh(gram)
-    largest = values[:, -1:].clamp(min=1e-300)
+    values, vectors = eigen(gram)
+    largest = values[:, :1].clamp(min=1e-300)
     inverse = torch.where(values > 1e-11 * largest, 1 / values.clamp(min=1e-300), 0.0)
     return (cross @ vectors * inverse[:, None, :]) @ vectors.mT

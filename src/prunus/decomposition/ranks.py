@@ -37,10 +37,9 @@ class EVBMF:
 
     def rank(self, matrix: Tensor) -> int:
         """Rank of one matrix."""
-        rows, columns = matrix.shape
-        full = min(rows, columns)
-        alive = matrix[matrix.abs().amax(1) > 0][:, matrix.abs().amax(0) > 0]
-        kept = evbmf_rank(singular_values(alive).cpu().numpy(), *alive.shape) if alive.numel() else 0
+        full = min(matrix.shape)
+        rows, columns = (int(matrix.any(axis).sum()) for axis in (1, 0))  # dead ones are no evidence
+        kept = evbmf_rank(singular_values(matrix).cpu().numpy(), rows, columns)
         return min(max(kept + int((full - kept) * self.calibration), 1), full)
 
     def __str__(self) -> str:

@@ -63,14 +63,15 @@ def factored(
     """
     steps = method.steps(kernel, site.geometry, ranks, metric)
     made = product(steps, site.geometry)
-    difference = kernel - made
-    shift = metric.bias_shift(difference)
+    was, now = metric.bias_shift(kernel), metric.bias_shift(made)
     layer = site.layer
-    own = None if layer.bias is None else layer.bias.detach().double().cpu()
-    bias = own if shift is None else shift + (0.0 if own is None else own)
+    bias = None if layer.bias is None else layer.bias.detach().double().cpu()
+    if was is not None and now is not None:
+        bias = was - now + (0.0 if bias is None else bias)
     if bias is None and with_bias:
         bias = torch.zeros(site.geometry.outputs, dtype=torch.float64)
     error = require_equal(site, steps, made, bias)
+    difference = made.sub_(kernel)  # in place: large layers come in copies of hundreds of megabytes
     flags = {
         "requires_grad": layer.weight.requires_grad,
         "bias_grad": (layer.weight if layer.bias is None else layer.bias).requires_grad,

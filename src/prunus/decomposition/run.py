@@ -88,7 +88,9 @@ def executed(
     model = captured.model
     assert model is not None
     made: dict[str, Replacement] = {}
-    for path, site, kernel, metric in metrics_of(captured, work, ranks, data, centered):
+    # large ones first: what is needed for smaller ones then fits where it was for larger ones, between the new weights that stay
+    ordered = sorted(ranks, key=lambda path: -int(work.sites[path].geometry.weights))
+    for path, site, kernel, metric in metrics_of(captured, work, ordered, data, centered):
         has = biases[path] if biases is not None else work.bias(path, data is not None, centered)
         each = factored(site, kernel, work.methods[path], ranks[path], metric, has)
         late = slower(site, each.chain) if only_faster else None
@@ -97,6 +99,7 @@ def executed(
         else:
             made[path] = each
     work.metrics.clear()
+    made = {path: made[path] for path in ranks if path in made}
     chains = {path: each.chain for path, each in made.items()}
     new = copy_with(model, chains)
     error = same_as_hooked(captured, new, chains)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.decomposition.base import Curve, Method, register
+from prunus.decomposition.eigen import eigen, eigenvalues
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
 from prunus.errors import ConfigError
@@ -99,7 +100,7 @@ def matrix_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if matrix.shape[-2] > matrix.shape[-1]:
         right, left = matrix_factors(matrix.mT, rank)
         return left.mT, right.mT
-    u = torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)[..., :rank]
+    u = eigen(matrix @ matrix.mT)[1][..., :rank]
     seen = u.mT @ matrix
     root = seen.norm(dim=-1, keepdim=True).sqrt()
     return u * root.mT, seen / root.clamp(min=1e-150)
@@ -108,7 +109,7 @@ def matrix_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def singular_values(matrix: Tensor) -> Tensor:
     """(…, values), largest first, each to within 1e-8 of the largest."""
     small = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
-    return torch.linalg.eigvalsh(small).clamp(min=0).sqrt().flip(-1)
+    return eigenvalues(small).clamp(min=0).sqrt()
 
 
 def spectrum_curve(matrix: Tensor) -> Curve:

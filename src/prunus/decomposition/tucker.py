@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.decomposition.base import Curve, Method, register
+from prunus.decomposition.eigen import eigen
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
 
@@ -17,7 +18,8 @@ __all__ = ["Tucker", "hooi"]
 
 _SWEEPS = 100
 _EXACT = 4e-9  # of the kernel's energy, gained in a sweep
-_ENOUGH = 1e-5  # likewise, where what follows is fitted anyway
+_ENOUGH = 1e-4  # likewise, where what follows is fitted anyway: trained kernels then lose 0.1% more at most
+_SINGLE = 1e-6  # gains that single precision can tell
 _STEP = 0.7  # how far a sweep goes on in the direction of the last one
 _LADDER = 40  # ranks of each kind that a curve looks at
 
@@ -72,7 +74,7 @@ class Tucker(Method):
             features = torch.einsum("gas,kl->gaksl", first, eye).reshape(groups, a * taps, inputs, taps)
             best = metric.regress(kernel, features)
             moment = metric.apply(features).flatten(2) @ features.flatten(2).mT
-            u_out = torch.linalg.eigh(best @ moment @ best.mT)[1][..., -b:]
+            u_out = eigen(best @ moment @ best.mT)[1][..., :b]
             if b == outputs:
                 u_out = _eye(outputs, kernel).expand(groups, -1, -1)
             small = (u_out.mT @ best).reshape(groups, b, a, taps)
@@ -100,25 +102,39 @@ def hooi(kernel: Tensor, rank_in: int, rank_out: int, tolerance: float = _EXACT)
     """Bases (groups, outputs, rank_out) and (groups, inputs, rank_in) that keep most of the kernel's energy.
 
     Args:
-        kernel: (groups, outputs, inputs, taps).
+        kernel: (groups, outputs, inputs, taps) float64.
         rank_in, rank_out: numbers of basis vectors.
-        tolerance: share of the kernel's energy; done when a sweep gains no more.
+        tolerance: share of the kernel's energy; done when a sweep gains no more. What single precision can tell is done in
+            single precision, up to a last sweep.
     """
+    if rank_in == kernel.shape[2] or rank_out == kernel.shape[1]:
+        # one basis is the whole space: the other is the best one already
+        u_out = _basis(kernel.flatten(2))[..., :rank_out]
+        return u_out, _basis(kernel.transpose(1, 2).flatten(2))[..., :rank_in]
+    if tolerance < _SINGLE:
+        return _swept(kernel, rank_in, rank_out, tolerance)
+    largest = (
+        float(torch.linalg.vector_norm(kernel, float("inf"))) or 1.0
+    )  # squares of small numbers must not vanish
+    _, u_in = _swept((kernel / largest).float(), rank_in, rank_out, tolerance)
+    u_out = _basis(_narrowed(kernel, 2, u_in.to(kernel.dtype)).flatten(2))[..., :rank_out]
+    u_in = _basis(_narrowed(kernel, 1, u_out).transpose(1, 2).flatten(2))[..., :rank_in]
+    return u_out, u_in
+
+
+def _swept(kernel: Tensor, rank_in: int, rank_out: int, tolerance: float) -> tuple[Tensor, Tensor]:
     by_output = kernel.transpose(2, 3).contiguous()  # (groups, outputs, taps, inputs)
     by_input = kernel.permute(0, 2, 3, 1).contiguous()  # (groups, inputs, taps, outputs)
     u_in = _basis(by_input.flatten(2))[..., :rank_in]
-    u_out = _basis(by_output.flatten(2))[..., :rank_out]
-    full_in, full_out = rank_in == kernel.shape[2], rank_out == kernel.shape[1]
-    if full_in or full_out:  # one basis is the whole space: the other is the best one already
-        return u_out, u_in
-    total = float((kernel**2).sum())
+    u_out = u_in
+    total = float(torch.linalg.vector_norm(kernel)) ** 2 or 1.0
     before, ahead, step = -1.0, u_in, _STEP
     for _ in range(_SWEEPS):
         u_out = _basis((by_output @ ahead[:, None]).flatten(2))[..., :rank_out]
         small = (by_input @ u_out[:, None]).flatten(2)
-        values, vectors = torch.linalg.eigh(small @ small.mT)
-        last, u_in = u_in, vectors[..., -rank_in:].flip(-1)
-        kept = float(values[..., -rank_in:].sum())
+        values, vectors = eigen(small @ small.mT)
+        last, u_in = u_in, vectors[..., :rank_in]
+        kept = float(values[..., :rank_in].sum())
         gain = (kept - before) / total
         if gain < 0:
             step = 0.0  # went too far
@@ -130,9 +146,15 @@ def hooi(kernel: Tensor, rank_in: int, rank_out: int, tolerance: float = _EXACT)
     return u_out, u_in
 
 
+def _narrowed(kernel: Tensor, axis: int, basis: Tensor) -> Tensor:
+    """The kernel seen in a basis (groups, size, rank) of its axis 1 or 2."""
+    equation = "gtsk,gtb->gbsk" if axis == 1 else "gtsk,gsa->gtak"
+    return torch.einsum(equation, kernel, basis)
+
+
 def _basis(matrix: Tensor) -> Tensor:
     """Left singular vectors of (groups, rows, columns), those of the largest values first."""
-    return torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)
+    return eigen(matrix @ matrix.mT)[1]
 
 
 def _eye(size: int, like: Tensor) -> Tensor:
