@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from prunus.allocation import Target
 from prunus.api.result import Result, reusable
+from prunus.api.scores import Scores
 from prunus.capture import Captured, capture
 from prunus.criteria import Options
 from prunus.decide import check, plan
@@ -59,10 +61,12 @@ def execute(
     steps: tuple[str, ...] = (),
     allow_bias: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    scores: Scores | None = None,
 ) -> Result:
     """Execute a plan on the model of a structure, without capturing it again. See `apply`.
 
     With data, `steps` say how the cut network is repaired, and `allow_bias` whether layers without a bias may be given one.
+    `scores` are told of every step.
     """
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
@@ -74,44 +78,100 @@ def execute(
         else None
     )
     small, recovery = with_zero_biases(small, plan.biases), None
-    own, remark = None, ""
+    formed = _Former(structure, keep, plan)
+    if scores:
+        scores.original(structure.captured)
     if steps and data is not None and plan.groups:
-        small, recovery, own, remark = _repaired(
-            structure, small, keep, plan, data, steps, allow_bias, progress
-        )
+        repair = _Repair(formed, small, data, steps, allow_bias, progress)
+        form, small, recovery = repair.run()
         plan = dataclasses.replace(plan, biases=(*plan.biases, *recovery.biases))
-        module = lift(small)
+        if scores:
+            scores.note("cut", formed(repair.small).model)
+            repair.note(scores, recovery, form.model)
     else:
-        module = lift(small) if plan.biases else module
-        own, remark = _own_class(structure, small, module, keep, plan)
-    model, form = (module, "graph") if own is None else (own, "class")
-    if structure.captured.partial:
-        model = put_back(structure.captured, small, own)
-    report = build_report(structure, small, plan, model, form, remark, verification, measure_latency)
-    if recovery is not None:
-        report = dataclasses.replace(report, recovery=recovery.to_dict())
-    return Result(model, plan, report, small, structure)
-
-
-def _repaired(
-    structure: Structure,
-    small: Captured,
-    keep: np.ndarray,
-    plan: Plan,
-    data: Any,
-    steps: tuple[str, ...],
-    allow_bias: bool,
-    progress: Callable[[Progress], None] | None,
-) -> tuple[Captured, Recovery, nn.Module | None, str]:
-    """The repaired network, what was done, and the user's own class or why not."""
-    found, recovery = repaired(
-        structure, small, keep, data, steps=steps, progress=progress, allow_bias=allow_bias
+        form = formed(small, None if plan.biases else module)
+        if scores:
+            scores.note("cut", form.model)
+    report = build_report(
+        structure, small, plan, form.model, form.name, form.remark, verification, measure_latency
     )
-    own, remark = _own_class(structure, found, lift(found), keep, plan)
-    if own is None and recovery.biases and _own_class(structure, small, lift(small), keep, plan)[0]:
-        # the class is worth more than biases that it cannot take
-        return _repaired(structure, small, keep, plan, data, steps, False, progress)
-    return found, recovery, own, remark
+    report = dataclasses.replace(
+        report,
+        recovery=recovery.to_dict() if recovery else None,
+        evaluation=dict(scores.values) if scores else None,
+    )
+    return Result(form.model, plan, report, small, structure)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A small model.
+
+    Attributes:
+        model: what the user gets.
+        name: "class" or "graph".
+        remark: why not the class, or what had to be changed for it.
+    """
+
+    model: nn.Module
+    name: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class _Former:
+    """Turns small graphs of one structure into models."""
+
+    structure: Structure
+    keep: np.ndarray
+    plan: Plan
+
+    def __call__(self, small: Captured, module: nn.Module | None = None) -> _Form:
+        """The model; `module` is the same as a graph module, if there is one already."""
+        module = lift(small) if module is None else module
+        own, remark = _own_class(self.structure, small, module, self.keep, self.plan)
+        model, name = (module, "graph") if own is None else (own, "class")
+        if self.structure.captured.partial:
+            model = put_back(self.structure.captured, small, own)
+        return _Form(model, name, remark)
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """The repair of a cut network, and the model that comes of it."""
+
+    formed: _Former
+    small: Captured
+    data: Any
+    steps: tuple[str, ...]
+    allow_bias: bool
+    progress: Callable[[Progress], None] | None
+
+    def run(self) -> tuple[_Form, Captured, Recovery]:
+        """Repair; without biases where they would cost the user's own class."""
+        found, recovery = self._repaired(self.steps, self.allow_bias)
+        form = self.formed(found)
+        if form.name == "graph" and recovery.biases and self.formed(self.small).name == "class":
+            found, recovery = self._repaired(self.steps, False)
+            form = self.formed(found)
+        return form, found, recovery
+
+    def note(self, scores: Scores, recovery: Recovery, model: nn.Module) -> None:
+        """Note the value after each step."""
+        *earlier, last = self.steps
+        scores.note(last, model)
+        for step in earlier:  # both are done in one go; only another one tells them apart
+            if any(repair.step == last for repair in recovery.repairs):
+                scores.note(step, self.formed(self._repaired((step,), bool(recovery.biases))[0]).model)
+            else:
+                scores.values[step] = scores.values[last]
+        scores.values[last] = scores.values.pop(last)  # in the order of the steps
+
+    def _repaired(self, steps: tuple[str, ...], allow_bias: bool) -> tuple[Captured, Recovery]:
+        structure, keep = self.formed.structure, self.formed.keep
+        return repaired(
+            structure, self.small, keep, self.data, steps=steps, progress=self.progress, allow_bias=allow_bias
+        )
 
 
 def _own_class(
@@ -149,6 +209,7 @@ def compress(
     loss: Callable[[Any, Any], Any] | None = None,
     recover: bool | str | Sequence[str] = True,
     allow_bias: bool = False,
+    evaluate: Callable[[nn.Module], float] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Make a model smaller: analyze, plan and apply in one call.
@@ -166,6 +227,7 @@ def compress(
         data: an iterable of batches like the example inputs, see `plan`; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
         recover, allow_bias: the steps of the repair, and whether it may give biases to layers, see `apply`.
+        evaluate: a function from a model to a number, such as an accuracy, that is called after each step, see `apply`.
 
     Returns:
         The result: model, plan, report.
@@ -181,7 +243,10 @@ def compress(
         8
     """
     data, steps = reusable(data), checked_steps(recover)
+    scores = None if evaluate is None else Scores(evaluate)
     structure = analyze(model, example_inputs, keep_class=keep_class)
+    if scores:
+        scores.original(structure.captured)  # what it raises, it raises before the work
     if method is None:
         method = "l2" if data is None or isinstance(data, Evidence) else "obs"
     made = plan(
@@ -210,4 +275,5 @@ def compress(
         steps=steps,
         allow_bias=allow_bias,
         progress=progress,
+        scores=scores,
     )

@@ -74,6 +74,8 @@ class Report:
         unknown_operators: operators without a rule, by node.
         latency_threads: threads at which latency was measured.
         recovery: what was repaired on data, layer by layer (see `prunus.recovery.Recovery`); None where nothing was.
+        evaluation: what `evaluate` returned for the model, by step: "original", "cut", steps of the repair or "result";
+            None without it.
         notes: remarks.
         versions: of prunus, torch and Python.
         seed: of the plan.
@@ -93,6 +95,7 @@ class Report:
     unknown_operators: dict[str, str] = field(default_factory=dict)
     latency_threads: int | None = None
     recovery: dict[str, Any] | None = None
+    evaluation: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0

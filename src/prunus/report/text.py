@@ -117,7 +117,27 @@ def verification_line(report: Report) -> str:
 
 
 def recovery_lines(report: Report) -> list[str]:
-    """What was repaired on data."""
+    """What was repaired on data, and what that brought."""
+    return [*_repaired(report), *_evaluated(report)]
+
+
+def _evaluated(report: Report) -> list[str]:
+    said = {
+        "original": "the original",
+        "cut": "cut",
+        "compensate": "after compensation",
+        "batch_norm": "after batch normalizations",
+        "result": "the result",
+    }
+    values = report.evaluation or {}
+    return (
+        ["Evaluated: " + ", ".join(f"{v:.6g} {said[step]}" for step, v in values.items()) + "."]
+        if values
+        else []
+    )
+
+
+def _repaired(report: Report) -> list[str]:
     if report.recovery is None:
         return []
     names = {
