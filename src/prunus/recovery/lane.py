@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Lane:
         named = [{self.by_name[name]: value for name, value in each.items()} for each in given]
         self._store = Store(named, folder, resident)
         self._positions = [0] * len(batches)
+        self._changes: dict[fx.Node, Callable[[Tensor], Tensor]] = {}
 
     @contextmanager
     def batch(self, index: int, node: fx.Node, *, inclusive: bool) -> Iterator[Values]:
@@ -69,10 +70,15 @@ class Lane:
         finally:
             self._store.put(index, values, changed=start < stop)
 
+    def change(self, node: fx.Node, how: Callable[[Tensor], Tensor]) -> None:
+        """Let all that reads a value from now on read another one, as if an earlier layer had made it."""
+        self._changes[node] = how
+
     def read(self, node: fx.Node, values: Values) -> Any:
         """A value of one batch, or a tensor of the model."""
         if node in values:
-            return values[node]
+            how = self._changes.get(node)
+            return values[node] if how is None else how(values[node])
         return self._tensors[node.name].detach()
 
     def _run_piece(self, nodes: Sequence[fx.Node], values: Values, index: int, first: bool) -> None:

@@ -65,6 +65,11 @@ class Layer:
         """Number of axes of the map; 0 for a linear layer."""
         return _CONVS.get(self.node.target, 0)  # type: ignore[arg-type]
 
+    def bias_now(self) -> str | None:
+        """Placeholder of the bias, also of one that the layer was given meanwhile."""
+        bias = bound_arguments(self.node).get("bias")
+        return bias.name if isinstance(bias, fx.Node) else None
+
     @property
     def norm_mean(self) -> str | None:
         """Placeholder of the running mean of `norm`."""

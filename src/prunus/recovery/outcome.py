@@ -19,8 +19,9 @@ class Repair:
 
     Attributes:
         layer: path of the layer.
-        step: `"compensate"` or `"batch_norm"`.
-        before, after: mean square by which its outputs differ from the original's on held-out inputs, divided by their variance.
+        step: `"compensate"`, `"logits"` (a part of it, for queries and keys) or `"batch_norm"`.
+        before, after: mean square by which its outputs differ from the original's on held-out inputs, divided by their variance;
+            for `"logits"`, of the attention's logits.
         ridge: regularization that the held-out inputs asked for, relative to the mean square of an input; None where it
             has no meaning.
     """
@@ -41,7 +42,7 @@ class Recovery:
         samples: how many were used.
         seconds: time spent.
         repairs: the layers that were changed, in the order of the network.
-        left: layers that were looked at and left, as nothing helped on held-out inputs.
+        left: layers that were looked at and left, as nothing helped on held-out inputs, or with the reason.
         biases: paths of layers that were given a bias, as they had none.
         disk_bytes: estimate of what was kept in files meanwhile, as it would not have fitted into memory.
     """

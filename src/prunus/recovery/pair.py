@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,11 @@ class Pair:
         self.tensors[name] = self._captured.tensors[name]
         self.biases.append(path)
 
-    def at(self, node: fx.Node) -> Iterator[Both]:
-        """Every batch, with the original past a node of the cut network and the cut network just before it."""
+    def at(self, node: fx.Node, past: bool = True) -> Iterator[Both]:
+        """Every batch, with the original past a node of the cut network (or just before it), and that just before it."""
         for i in range(self.count):
             with (
-                self._original.batch(i, self._original.by_name[node.name], inclusive=True) as was,
+                self._original.batch(i, self._original.by_name[node.name], inclusive=past) as was,
                 self._small.batch(i, node, inclusive=False) as now,
             ):
                 yield Both(was, now, self.count >= 2 and i % HELD == min(HELD, self.count) - 1)
@@ -116,6 +116,21 @@ class Pair:
     def now(self, node: fx.Node, both: Both) -> Tensor:
         """A value of the cut network."""
         return self._small.read(node, both.now)
+
+    def change(self, node: fx.Node, how: Callable[[Tensor], Tensor]) -> None:
+        """Let the cut network go on with another value than it has, as a layer that was repaired would have made it."""
+        self._small.change(node, how)
+
+    def kept_heads(self, name: str, both: Both) -> Tensor | None:
+        """An original value, of the entries along axis 1 of which something is left."""
+        node = self._original.by_name.get(name)
+        if node is None:
+            return None
+        value, mask = self._original.read(node, both.was), self._masks.of(name)
+        if mask is None or mask.shape[1] == 1:
+            return value
+        stays = mask.transpose(0, 1).flatten(1).any(1)
+        return value.index_select(1, torch.nonzero(stays)[:, 0].to(value.device))
 
     def wanted(self, name: str, both: Both) -> Tensor | None:
         """What a value of the cut network is in the original: the positions that it has, in its order; None where that is not known."""
@@ -135,15 +150,20 @@ class Pair:
             return None
 
 
-def stops_of(original: Captured, small: Captured, layers: set[fx.Node], norms: bool) -> list[fx.Node]:
-    """Nodes of the cut network that are looked at: those whose inputs differ from the original's."""
+def stops_of(
+    original: Captured, small: Captured, layers: set[fx.Node], attentions: set[fx.Node], norms: bool
+) -> list[fx.Node]:
+    """Nodes of the cut network that are looked at: those whose inputs differ from the original's, and some attentions."""
     changed, names = _changed(original, small), {node.name for node in original.graph.nodes}
     return [
         node
         for node in small.graph.nodes
-        if node.name in names
-        and any(n in changed for n in node.all_input_nodes if n.name not in small.tensors)
-        and (node in layers or (norms and frozen_norm(small, node)))
+        if node in attentions
+        or (
+            node.name in names
+            and any(n in changed for n in node.all_input_nodes if n.name not in small.tensors)
+            and (node in layers or (norms and frozen_norm(small, node)))
+        )
     ]
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from prunus.capture import Captured
 from prunus.errors import ConfigError
 from prunus.evidence import Progress
 from prunus.evidence.batches import checked_batches
+from prunus.recovery.attention import narrowed
 from prunus.recovery.batch_norm import estimate_anew
 from prunus.recovery.compensate import compensate
-from prunus.recovery.layers import Layer, find_layers
+from prunus.recovery.layers import find_layers
+from prunus.recovery.logits import path_of, repair_attention
 from prunus.recovery.outcome import STEPS, Recovery, Repair
 from prunus.recovery.pair import HELD, Batches, Pair, share_of, stops_of
 from prunus.recovery.store import spill_folder
@@ -48,9 +50,9 @@ def recover(
     do not add up along the network. The solution is that of ridge regression about the weights that were cut out, `dW = C_tx
     (C_xx + r I)^-1`, with an offset for the bias; `r` is what leaves the least error on a quarter of the batches that was held
     out, which may be to change nothing. A layer without a bias takes its offset up in the batch normalization behind it, or is
-    given a bias where that is allowed, possible and helps. Then batch normalizations get the statistics of what they now see
-    (`"batch_norm"`), where that brings their outputs nearer to the original's on held-out data, or in any case when this is the
-    only step.
+    given a bias where that is allowed, possible and helps. Attention whose queries and keys have lost width gets the logits
+    that are nearest to the original's. Then batch normalizations get the statistics of what they now see (`"batch_norm"`),
+    where that brings their outputs nearer to the original's on held-out data, or in any case when this is the only step.
 
     Args:
         structure: of the original.
@@ -83,7 +85,8 @@ def recover(
     if allow_bias:
         small = with_own_graph(small)
     layers = find_layers(small) if "compensate" in steps else {}
-    stops = stops_of(structure.captured, small, set(layers), "batch_norm" in steps)
+    attentions = narrowed(structure.captured, small) if "compensate" in steps else {}
+    stops = stops_of(structure.captured, small, set(layers), set(attentions), "batch_norm" in steps)
     share = share_of(structure.captured, small, stops, batches, budget_bytes)
     started = time.perf_counter()
     repairs: list[Repair] = []
@@ -92,12 +95,14 @@ def recover(
         pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident, allow_bias)
         random = torch.Generator().manual_seed(0)
         for number, node in enumerate(stops):
-            path = _path(small, node, layers)
-            repair = (
-                compensate(pair, layers[node], path, random)
-                if node in layers
-                else estimate_anew(pair, node, path, anyway=tuple(steps) == ("batch_norm",))
-            )
+            if node in layers:
+                path = path_of(small, layers[node].weight)
+                repair = compensate(pair, layers[node], path, random)
+            elif node in attentions:
+                path, repair = repair_attention(pair, small, layers, *attentions[node])
+            else:
+                path = path_of(small, str(node.args[3]))
+                repair = estimate_anew(pair, node, path, anyway=tuple(steps) == ("batch_norm",))
             if repair is None:
                 left.append(path)
             else:
@@ -117,12 +122,6 @@ def recover(
         share.disk_bytes,
     )
     return small.with_(tensors=pair.tensors), recovery
-
-
-def _path(small: Captured, node: fx.Node, layers: dict[fx.Node, Layer]) -> str:
-    """What a layer is called."""
-    tensor = layers[node].weight if node in layers else node.args[3]
-    return small.names[str(tensor)].rpartition(".")[0]
 
 
 def _batches(captured: Captured, data: Any) -> Batches:

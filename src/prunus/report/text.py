@@ -142,6 +142,7 @@ def _repaired(report: Report) -> list[str]:
         return []
     names = {
         "compensate": "layers were fitted to the original's outputs",
+        "logits": "attentions got back what their queries and keys had lost",
         "batch_norm": "batch normalizations were estimated anew",
     }
     lines = []
