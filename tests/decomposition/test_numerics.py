@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from prunus.decomposition import CP, SVD, Method, SpatialSVD, Tucker
-from prunus.decomposition.als import LARGEST, als, sliced
-from prunus.decomposition.eigen import eigen, eigenvalues, one_thread
+from prunus.decomposition.als import LARGEST, als, decomposed, sliced
+from prunus.decomposition.eigen import eigen, eigenvalues, one_thread, singular
 from prunus.decomposition.geometry import geometry_of, kernel_of
 from prunus.decomposition.metric import Metric
 from prunus.decomposition.steps import product
@@ -157,3 +157,30 @@ def test_sweeps_in_single_precision_lose_hardly_more(scale: float) -> None:
     assert lost[0] <= lost[1] + 1e-12
     assert lost[1] < 1.005 * lost[0]
     assert lost[0] > 0.05
+
+
+def test_singular_triples_multiply_out_to_the_matrix() -> None:
+    torch.manual_seed(7)
+    for rows, columns in ((6, 11), (11, 6), (7, 7)):
+        matrix = torch.randn(3, rows, columns, dtype=torch.float64)
+        matrix[1, -2:] = 0  # of lower rank
+        u, s, vh = singular(matrix)
+        torch.testing.assert_close(u * s[:, None] @ vh, matrix)
+        torch.testing.assert_close(s, torch.linalg.svdvals(matrix), rtol=1e-6, atol=1e-6)
+
+
+def test_a_descent_can_be_gone_on_with() -> None:
+    """What two starts have tried is not done again, and more sweeps fit better."""
+    torch.manual_seed(8)
+    tensor = torch.randn(12, 10, 9, dtype=torch.float64)
+    start = sliced(tensor, (9,), 10)
+    errors = [als(start, tensor, (9,), sweeps=sweeps).error for sweeps in (1, 4, 20, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.95 * errors[0]
+    found = decomposed(tensor, (9,), 10)
+    assert found.error <= 1.02 * errors[-1]
+    made = torch.einsum("tr,sr,kr->tsk", *found.factors)
+    assert float((made - tensor).norm() / tensor.norm()) == pytest.approx(found.error, rel=1e-9)
+    nothing = als(start, torch.zeros_like(tensor), (9,))
+    assert nothing.error == nothing.largest == 0
+    assert not any(factor.any() for factor in nothing.factors)

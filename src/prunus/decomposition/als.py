@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.decomposition.eigen import eigen, one_thread
+from prunus.decomposition.eigen import eigen, singular
 
 __all__ = ["Fitted", "als", "decomposed", "folded", "sliced"]
 
 LARGEST = 5.0  # size of a component, relative to the kernel
-_SWEEPS = 50
-_TRIED = 6  # sweeps after which the better of two starts is known
+_SWEEPS = 40
+_TRIED = 2  # sweeps after which the better of two starts is known
+# a sweep starts further on in the direction in which the last one has gone, by so many times that distance: at first, after a
+# sweep that ended worse, and at most
+_STEP, _BACK, _FARTHEST, _GROWTH = 1.0, 0.3, 1.5, 1.2
+_WORSE = 3e-3  # relative growth of the error up to which a sweep that ended worse is gone on from: doing it again costs more
 _TOLERANCE = 2e-4  # relative gain of the error in a sweep
 _PENALTY, _LEAST = (
     1e-3,
@@ -52,8 +56,7 @@ def sliced(tensor: Tensor, shape: tuple[int, ...], rank: int) -> list[Tensor]:
     if len(shape) == 1 and rank < min(outputs, inputs) * taps:
         flat = tensor.flatten(0, 1)
         turn = eigen(flat.T @ flat)[1]  # slices in the kernel's own basis
-    with one_thread():
-        u, s, vh = torch.linalg.svd((tensor @ turn).permute(2, 0, 1), full_matrices=False)
+    u, s, vh = singular((tensor @ turn).permute(2, 0, 1))
     order = s.flatten().argsort(descending=True)[:rank]
     tap, triple = order // s.shape[1], order % s.shape[1]
     sizes = s[tap, triple]
@@ -77,9 +80,8 @@ def folded(tensor: Tensor, rank: int) -> list[Tensor]:
         tensor: (outputs, inputs, taps).
         rank: number of components.
     """
-    with one_thread():
-        u, s, vh = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
-        left, sizes, right = torch.linalg.svd(vh.reshape(-1, *tensor.shape[1:]), full_matrices=False)
+    u, s, vh = singular(tensor.flatten(1))
+    left, sizes, right = singular(vh.reshape(-1, *tensor.shape[1:]))
     sizes = s[:, None] * sizes
     order = sizes.flatten().argsort(descending=True)[:rank]
     row, triple = order // sizes.shape[1], order % sizes.shape[1]
@@ -99,11 +101,11 @@ def decomposed(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Fitted:
     if len(shape) == 1:
         other = folded(tensor, rank)
         starts += [other] if other[0].shape[1] == rank else []
-    if len(starts) == 1:
-        return als(starts[0], tensor, shape)
-    tried = [als(start, tensor, shape, sweeps=_TRIED) for start in starts]
-    best = min(tried, key=lambda each: each.error)
-    return als(best.factors, tensor, shape)
+    descents = [_Descent(start, tensor, shape) for start in starts]
+    for descent in descents:
+        descent.advance(_TRIED)
+    best = min(descents, key=lambda each: each.best.error)
+    return best.fitted(_SWEEPS)
 
 
 def als(start: list[Tensor], tensor: Tensor, shape: tuple[int, ...], *, sweeps: int = _SWEEPS) -> Fitted:
@@ -119,38 +121,7 @@ def als(start: list[Tensor], tensor: Tensor, shape: tuple[int, ...], *, sweeps: 
         shape: of the taps.
         sweeps: at most so many.
     """
-    length = float(tensor.norm())
-    if length == 0:
-        return Fitted([torch.zeros_like(factor) for factor in start], 0.0, 0.0)
-    state = _State(tensor / length, shape)
-    factors = [_unit(factor)[0] for factor in start]
-    best = state.sweep(factors, _PENALTY)
-    penalty, previous, stalled, step = _PENALTY, factors, 0, 0.3
-    for _ in range(sweeps - 1):
-        penalty = max(_LEAST, 0.5 * penalty) if best.largest <= LARGEST else 8 * penalty
-        ahead = [now + step * (now - then) for now, then in zip(best.units, previous, strict=True)]
-        trial = state.sweep(ahead, penalty)
-        if trial.error > best.error and best.largest <= LARGEST:
-            trial, step = state.sweep(best.units, penalty), 0.3  # the step was too long
-        else:
-            step = min(step * 1.2, 1.5)
-        gain = best.error - trial.error
-        previous, best = best.units, trial
-        stalled = stalled + 1 if gain < _TOLERANCE * best.error and best.largest <= LARGEST else 0
-        if (stalled >= 3 and penalty == _LEAST) or stalled >= 8:
-            break
-    if best.largest > LARGEST:
-        best = _shortened(state, best, penalty)
-    share = (best.sizes * length) ** (1 / len(best.units))
-    return Fitted([unit * share for unit in best.units], best.error, best.largest)
-
-
-def _shortened(state: _State, best: _Swept, penalty: float) -> _Swept:
-    """Sweeps under a rising penalty until all components are small enough, which a large one ensures."""
-    while best.largest > LARGEST:
-        penalty = 4 * penalty
-        best = state.sweep(best.units, penalty)
-    return best
+    return _Descent(start, tensor, shape).fitted(sweeps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +132,53 @@ class _Swept:
     largest: float
 
 
+class _Descent:
+    """Sweeps from one start, which can be gone on with."""
+
+    def __init__(self, start: list[Tensor], tensor: Tensor, shape: tuple[int, ...]) -> None:
+        self.length = float(torch.linalg.vector_norm(tensor))
+        self._state = _State(tensor / (self.length or 1.0), shape)
+        self._previous = [_unit(factor)[0] for factor in start]
+        self._penalty, self._stalled, self._step, self._done = _PENALTY, 0, _STEP, 1
+        self.best = self._state.sweep(self._previous, _PENALTY)
+
+    def advance(self, sweeps: int) -> None:
+        """Go on until there have been so many sweeps, or another gains nothing."""
+        while (
+            self._done < sweeps and not (self._stalled >= 3 and self._penalty == _LEAST) and self._stalled < 8
+        ):
+            self._once()
+            self._done += 1
+
+    def fitted(self, sweeps: int) -> Fitted:
+        """What has been reached after so many sweeps, with components that are small enough."""
+        if self.length == 0:
+            return Fitted([torch.zeros_like(unit) for unit in self._previous], 0.0, 0.0)
+        self.advance(sweeps)
+        while self.best.largest > LARGEST:  # a large enough penalty makes sure of it
+            self._penalty = 4 * self._penalty
+            self.best = self._state.sweep(self.best.units, self._penalty)
+        share = (self.best.sizes * self.length) ** (1 / len(self.best.units))
+        return Fitted([unit * share for unit in self.best.units], self.best.error, self.best.largest)
+
+    def _once(self) -> None:
+        best = self.best
+        bounded = best.largest <= LARGEST
+        self._penalty = max(_LEAST, 0.5 * self._penalty) if bounded else 8 * self._penalty
+        ahead = [best.units[0]]  # solved for first: its start does not matter
+        ahead += [torch.lerp(then, now, 1 + self._step) for now, then in zip(best.units[1:], self._previous[1:], strict=True)]  # fmt: skip
+        trial = self._state.sweep(ahead, self._penalty)
+        if trial.error <= best.error or not bounded:
+            self._step = min(self._step * _GROWTH, _FARTHEST)
+        else:
+            self._step = _BACK
+            if trial.error > (1 + _WORSE) * best.error:
+                trial = self._state.sweep(best.units, self._penalty)
+        self._previous, self.best = best.units, trial
+        slow = best.error - trial.error < _TOLERANCE * best.error
+        self._stalled = self._stalled + 1 if slow and bounded else 0
+
+
 class _State:
     """A tensor of length one, laid out for sweeps."""
 
@@ -168,35 +186,37 @@ class _State:
         self.outputs, self.inputs, self.taps = tensor.shape
         self.shape = shape
         self.flat = tensor.reshape(self.outputs, -1).contiguous()
+        self._eye = torch.empty(0)
 
     def sweep(self, factors: list[Tensor], penalty: float) -> _Swept:
-        """Solve for each factor in turn. All but the outputs' matter as a start."""
-        units = [_unit(factor)[0] for factor in factors]
-        grams = [unit.T @ unit for unit in units]
+        """Solve for each factor in turn. All but the outputs' matter as a start, and their lengths do not."""
+        units = [factors[0], *(_unit(factor)[0] for factor in factors[1:])]
+        grams = [units[0], *(unit.T @ unit for unit in units[1:])]
         joined = self._joined(units[2:])  # (taps, rank)
         rank = joined.shape[1]
-        pairs = (units[1][:, None] * joined[None]).reshape(-1, rank)
-        _ = self._solved(self.flat @ pairs, units, grams, 0, penalty)
+        if len(self._eye) != rank:
+            self._eye = torch.eye(rank, dtype=joined.dtype, device=joined.device)
+        pairs = (units[1][:, None] * joined).reshape(-1, rank)
+        self._solve(self.flat @ pairs, units, grams, 0, penalty)
         seen = (units[0].T @ self.flat).reshape(rank, self.inputs, self.taps)
         right = torch.bmm(seen, joined.T[:, :, None])[..., 0].T
-        sizes = self._solved(right, units, grams, 1, penalty)
+        sizes = self._solve(right, units, grams, 1, penalty)
         over_taps = torch.bmm(units[1].T[:, None], seen)[:, 0]  # (rank, taps)
-        right = torch.empty(0)
         for axis in range(len(self.shape)):
             right = self._along(over_taps, units[2:], axis)
-            sizes = self._solved(right, units, grams, 2 + axis, penalty)
-        inner = float((right * units[-1]).sum(0) @ sizes)
-        squares = float(sizes @ _product(grams) @ sizes)
-        error = math.sqrt(max(0.0, 1 - 2 * inner + squares))
-        return _Swept(units, sizes, error, float(sizes.max()))
+            sizes = self._solve(right, units, grams, 2 + axis, penalty)
+        inner = (right * units[-1]).sum(0) @ sizes
+        squares = sizes @ _product(grams) @ sizes
+        error, largest = torch.stack([1 - 2 * inner + squares, sizes.max()]).tolist()
+        return _Swept(units, sizes, math.sqrt(max(0.0, error)), largest)
 
-    def _solved(
+    def _solve(
         self, right: Tensor, units: list[Tensor], grams: list[Tensor], mode: int, penalty: float
     ) -> Tensor:
         """Solve for one factor in place; returns the sizes of the components."""
-        gram = _product(grams[:mode] + grams[mode + 1 :])
-        gram.diagonal().add_(penalty)
-        solved = torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T
+        gram = _product(grams[:mode] + grams[mode + 1 :]).add_(self._eye, alpha=penalty)
+        # positive definite by the penalty: there is nothing to check
+        solved = torch.cholesky_solve(right.T, torch.linalg.cholesky_ex(gram).L).T
         units[mode], sizes = _unit(solved)
         grams[mode] = units[mode].T @ units[mode]
         return sizes
@@ -209,6 +229,8 @@ class _State:
 
     def _along(self, over_taps: Tensor, spatial: list[Tensor], axis: int) -> Tensor:
         """(size, rank): what is left along one axis of (rank, taps) when the others' factors are multiplied in."""
+        if len(self.shape) == 1:
+            return over_taps.T
         left = over_taps.reshape(-1, *self.shape)
         for other in reversed(range(len(self.shape))):
             if other != axis:
@@ -227,5 +249,5 @@ def _product(grams: list[Tensor]) -> Tensor:
 
 
 def _unit(factor: Tensor) -> tuple[Tensor, Tensor]:
-    length = factor.norm(dim=0)
+    length = torch.linalg.vector_norm(factor, dim=0)
     return factor / length.clamp(min=1e-30), length

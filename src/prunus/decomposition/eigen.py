@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["eigen", "eigenvalues", "one_thread"]
+__all__ = ["eigen", "eigenvalues", "one_thread", "singular"]
 
 
 @contextmanager
@@ -40,3 +40,18 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     """(…, n), largest first, of symmetric matrices (…, n, n)."""
     with one_thread():
         return torch.linalg.eigvalsh(matrix).flip(-1)
+
+
+def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular triples (…, rows, n), (…, n), (…, n, columns) of matrices (…, rows, columns), largest first, by the smaller Gram matrix.
+
+    Their product is the matrix to rounding, and values above 1e-6 of the largest are singular values. The vectors of smaller
+    ones are orthogonal to the others on one side only.
+    """
+    if matrix.shape[-2] > matrix.shape[-1]:
+        right, values, left = singular(matrix.mT)
+        return left.mT, values, right.mT
+    u = eigen(matrix @ matrix.mT)[1]
+    seen = u.mT @ matrix
+    values = torch.linalg.vector_norm(seen, dim=-1)
+    return u, values, seen / values[..., None].clamp(min=1e-150)
