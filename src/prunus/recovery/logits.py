@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +20,7 @@ __all__ = ["Products", "fit_logits", "path_of", "repair_attention", "repair_logi
 
 _SAMPLES = 192  # each gives as many equations as it has pairs of tokens
 _RIDGES = (1e-5, 1e-3, 1e-1)
-_ITERATIONS, _TOLERANCE = 60, 1e-10
+_ITERATIONS, _ROUGHLY = 60, 1e-4  # roughly is enough to choose between ridges
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,22 @@ class Products:
     @staticmethod
     def joined(parts: list[Products]) -> Products:
         """Of the samples of all parts."""
-        return Products(*(torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])))
+        names = ("qq", "kk", "wanted", "square")
+        return Products(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def apply(self, m: Tensor) -> Tensor:
-        """(heads, d, e) sum over samples of Q'^T Q' M K'^T K'."""
-        return ((self.qq @ m) @ self.kk).sum(0)
+        """(heads, d, e) sum over samples of Q'^T Q' M K'^T K', as two products of large matrices for each head."""
+        samples, heads, d, e = self.wanted.shape
+        turned = (self._qq @ m).reshape(heads, samples, d, e)
+        return turned.transpose(1, 2).reshape(heads, d, samples * e) @ self._kk
+
+    @cached_property
+    def _qq(self) -> Tensor:
+        return self.qq.transpose(0, 1).flatten(1, 2)  # (heads, samples d, d)
+
+    @cached_property
+    def _kk(self) -> Tensor:
+        return self.kk.transpose(0, 1).flatten(1, 2)  # (heads, samples e, e)
 
     def error(self, m: Tensor) -> float:
         """Sum of squares of Q' M K'^T - Q K^T."""
@@ -72,7 +84,7 @@ def _about_mean(k: Tensor, weights: Tensor) -> Tensor:
     return w.sqrt() * (k - mean)
 
 
-def fit_logits(products: Products, start: Tensor, ridge: float) -> Tensor:
+def fit_logits(products: Products, start: Tensor, ridge: float, tolerance: float = 1e-10) -> Tensor:
     """(heads, d, e) M that minimizes |Q' M K'^T - Q K^T|^2 + r |M - start|^2 over all samples.
 
     Solves the normal equations, sum Q'^T Q' M K'^T K' + r M = sum Q'^T Q K^T K' + r start, by conjugate gradients; for one
@@ -82,6 +94,7 @@ def fit_logits(products: Products, start: Tensor, ridge: float) -> Tensor:
         products: sums of each sample.
         start: (heads, d, e).
         ridge: r in units of the mean eigenvalue.
+        tolerance: at which the residual is small enough, relative to the right side.
     """
     count = len(products.qq)
     left, right = products.qq.mean(0), products.kk.mean(0)
@@ -90,14 +103,17 @@ def fit_logits(products: Products, start: Tensor, ridge: float) -> Tensor:
     def applied(m: Tensor) -> Tensor:
         return products.apply(m) + strength * m
 
-    inverses = [_damped(side, ridge) for side in (left, right)]
+    (l_values, l_vectors), (r_values, r_vectors) = torch.linalg.eigh(left), torch.linalg.eigh(right)
+    products_of_values = l_values.clamp(min=0)[:, :, None] * r_values.clamp(min=0)[:, None, :]
+    divisor = count * products_of_values + strength
+    divisor = divisor + 1e-12 * divisor.amax((1, 2), keepdim=True)  # some of it may be zero without r
 
     def eased(x: Tensor) -> Tensor:
-        return inverses[0] @ x @ inverses[1] / count
+        return l_vectors @ ((l_vectors.mT @ x @ r_vectors) / divisor) @ r_vectors.mT
 
     m = start.clone()
     residual = products.wanted.sum(0) - products.apply(start)
-    goal = _TOLERANCE * _dot(products.wanted.sum(0), products.wanted.sum(0)).sqrt()
+    goal = tolerance * _dot(products.wanted.sum(0), products.wanted.sum(0)).sqrt()
     step = eased(residual)
     norm = _dot(residual, step)
     for _ in range(_ITERATIONS):
@@ -116,11 +132,6 @@ def fit_logits(products: Products, start: Tensor, ridge: float) -> Tensor:
 
 def _mean_of(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)[:, None, None]
-
-
-def _damped(matrix: Tensor, ridge: float) -> Tensor:
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.inv(matrix + max(ridge, 1e-10) * _mean_of(matrix) * eye)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -176,7 +187,7 @@ def repair_logits(pair: Pair, now: Attention, was: Attention, queries: Queries, 
     start = torch.eye(d, e, dtype=torch.float64, device=train.qq.device).expand(heads, d, e)
     before, chosen, least = held.error(start), None, held.error(start)
     for ridge in _RIDGES:
-        error = held.error(fit_logits(train, start, ridge))
+        error = held.error(fit_logits(train, start, ridge, _ROUGHLY))
         if error < least:
             chosen, least = ridge, error
     if chosen is None:
