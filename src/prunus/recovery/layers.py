@@ -198,7 +198,7 @@ def gain_of(layer: Layer, tensors: dict[str, Tensor]) -> Tensor | None:
     """(out,) by which a layer's output is multiplied before it is added to its shortcut; None where that has another form."""
     assert layer.shortcut is not None
     size = tensors[layer.weight].shape[0]
-    gain = torch.ones(size, dtype=torch.float64)
+    gain = torch.ones(size, dtype=torch.float64, device=tensors[layer.weight].device)
     for node in layer.shortcut.scales:
         if node.target is aten.batch_norm.default:
             weight, variance = node.args[1], node.args[4]
