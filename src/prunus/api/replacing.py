@@ -6,17 +6,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from prunus.allocation import Target
 from prunus.api.result import Result, after, reusable
 from prunus.capture import Captured, architecture_hash, capture
+from prunus.decomposition.align import with_names_of
 from prunus.decomposition.decide import Work
 from prunus.decomposition.request import requested
-from prunus.decomposition.run import decided, entries, executed
+from prunus.decomposition.run import Outcome, decided, entries, executed
 from prunus.decomposition.table import RankTable
 from prunus.describe import describe
-from prunus.errors import CaptureError
+from prunus.errors import CaptureError, StructureError
 from prunus.plan import Plan
+from prunus.recovery import Recovery, checked_steps
+from prunus.recovery import recover as fitted_to
 from prunus.report.decomposed import decomposition_report
+from prunus.structure import find_structure
 from prunus.surgery import lift
 
 __all__ = ["decompose", "replaced"]
@@ -36,6 +42,7 @@ def decompose(
     floor: int | float = 1,
     correct_bias: bool = True,
     measure_latency: bool = False,
+    recover: bool | str | Sequence[str] = False,
 ) -> Result:
     """Replace layers by chains of smaller ones. Give exactly one of `target`, `ranks` and `table`.
 
@@ -60,6 +67,9 @@ def decompose(
         floor: smallest rank, as a number or a share (a float) of the full one, where ranks are not given.
         correct_bias: with data, the bias takes up the mean of what is lost; a layer without one gets one.
         measure_latency: also time both models, and refuse replacements that are no faster on this machine.
+        recover: with data, the steps by which the new model is fitted to what the original computes, see `apply`: the last
+            factor of each replaced layer and the layers behind it, on inputs from what has been fitted already. True for all,
+            False for none. Compare both: where data are few it can also do harm.
 
     Returns:
         The result: model, plan, report.
@@ -80,7 +90,7 @@ def decompose(
         )
     """
     request = requested(method, target, ranks, table, multiple_of, floor, correct_bias)
-    data = reusable(data)
+    data, steps = reusable(data), checked_steps(recover)
     earlier = model if isinstance(model, Result) else None
     source: Any = model
     if earlier is not None:
@@ -104,7 +114,14 @@ def decompose(
         options={} if target is not None else {"ranks": "manual" if isinstance(request.goal, Mapping) else str(request.goal)},
     )  # fmt: skip
     result = replaced(
-        captured, work, chosen, data, made, centered=correct_bias, measure_latency=measure_latency
+        captured,
+        work,
+        chosen,
+        data,
+        made,
+        centered=correct_bias,
+        measure_latency=measure_latency,
+        steps=steps,
     )
     return result if earlier is None else after(earlier, result)
 
@@ -119,8 +136,9 @@ def replaced(
     biases: Mapping[str, bool] | None = None,
     centered: bool = True,
     measure_latency: bool = False,
+    steps: tuple[str, ...] = (),
 ) -> Result:
-    """Replace layers at chosen ranks."""
+    """Replace layers at chosen ranks; with data, `steps` say how the new model is then fitted to the original."""
     outcome = executed(
         captured,
         work,
@@ -133,4 +151,33 @@ def replaced(
     plan = dataclasses.replace(plan, layers=entries(outcome))
     small = capture(outcome.model, captured.example)
     report = decomposition_report(captured, small, outcome, plan, measure_latency)
+    if data is not None and steps and outcome.replacements:
+        recovery = _repaired(captured, small, outcome, data, steps)
+        if isinstance(recovery, str):
+            report = dataclasses.replace(
+                report, notes=(*report.notes, f"not fitted to the original: {recovery}")
+            )
+        else:
+            report = dataclasses.replace(report, recovery=recovery.to_dict())
     return Result(outcome.model, plan, report, small, None)
+
+
+def _repaired(
+    captured: Captured, small: Captured, outcome: Outcome, data: Any, steps: tuple[str, ...]
+) -> Recovery | str:
+    """Fit the new model, in place, to what the original computes; or why that cannot be done."""
+    chains = {path: each.chain for path, each in outcome.replacements.items()}
+    matched = with_names_of(captured, small, chains)
+    if matched is None:
+        return "the graph of the new model goes another way"
+    try:
+        structure = find_structure(captured)
+    except StructureError as error:
+        return str(error)
+    fitted, recovery = fitted_to(structure, matched, structure.keep_labels({}), data, steps=steps)
+    with torch.no_grad():
+        for name, tensor in fitted.tensors.items():
+            own = small.tensors.get(name)
+            if own is not None and own is not tensor:
+                own.copy_(tensor)  # the model's own: its graph sees the same
+    return recovery
