@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunus.recovery.layers import Layer, gain_of
-from prunus.recovery.least_squares import Fit, Moments, fit
+from prunus.recovery.clipped import clipped
+from prunus.recovery.layers import Layer
+from prunus.recovery.least_squares import Fit, Fitter, Moments
 from prunus.recovery.outcome import Repair
-from prunus.recovery.pair import Both, Pair
+from prunus.recovery.pair import Pair
+from prunus.recovery.rows import Rows
 from prunus.recovery.statistics import like
 
 __all__ = ["compensate"]
 
 _WORTH_A_BIAS = 0.01  # of the error: for less, no parameters are added
-_ROWS_PER_INPUT, _LEAST_ROWS, _MOST_ROWS = 24, 8192, 65536
 
 
 def compensate(pair: Pair, layer: Layer, path: str, random: torch.Generator) -> Repair | None:
@@ -29,62 +30,35 @@ def compensate(pair: Pair, layer: Layer, path: str, random: torch.Generator) -> 
     Returns:
         What was done; None where nothing helps, or what the layer should put out is not known.
     """
-    weight = pair.tensors[layer.weight].detach()
-    gain = gain_of(layer, pair.tensors) if layer.shortcut else None
-    sums, variance = (Moments(), Moments()), Moments()
-    rows_needed = min(max(_ROWS_PER_INPUT * weight[0].numel(), _LEAST_ROWS), _MOST_ROWS)
-    per_batch = -(-rows_needed // pair.count)
-    for both in pair.at(layer.node):
-        wanted = _wanted(pair, layer, both, gain)
-        if wanted is None:
-            return None
-        outputs = layer.outputs(wanted)
-        rows = torch.randperm(len(outputs), generator=random)[:per_batch]
-        x = layer.inputs(pair.now(layer.source, both), rows, tuple(weight.shape[2:])).float()
-        t = outputs[rows].float().reshape(len(rows), layer.groups, -1)
-        sums[both.held].add(x, t - _predicted(pair, layer, x))
-        variance.add(x[:, :, :1], t)
+    sums, variance, rows = (Moments(), Moments()), Moments(), Rows(pair, layer, random)
+    for sample in rows:
+        sums[sample.held].add(sample.x, sample.wanted - sample.start)
+        variance.add(sample.x[:, :, :1], sample.wanted)
+    if not sums[0].n + sums[1].n:
+        return None
     train, held = sums if sums[1].n else (sums[0], sums[0])
-    found = _fitted(pair, layer, train, held)
+    fitter, found = _fitted(pair, layer, train, held)
+    if found.weight is None:
+        return None
+    scale = max(float(variance.centered(True)[2].sum()), 1e-30)
+    if layer.clip is not None and (layer.clip.other is None or rows.shares_sum):
+        found, scale = clipped(pair, layer, rows, fitter, sums, found)
     if found.weight is None:
         return None
     _apply(pair, layer, found, found.weight)
-    scale = max(float(variance.centered(True)[2].sum()), 1e-30)
     return Repair(path, "compensate", found.before / scale, found.after / scale, found.ridge)
 
 
-def _fitted(pair: Pair, layer: Layer, train: Moments, held: Moments) -> Fit:
+def _fitted(pair: Pair, layer: Layer, train: Moments, held: Moments) -> tuple[Fitter, Fit]:
+    with_bias, without = Fitter(True), Fitter(False)
     if layer.bias is not None or layer.norm is not None:
-        return fit(train, held, bias=True)
-    plain = fit(train, held, bias=False)
+        return with_bias, with_bias.fit(train, held)
+    plain = without.fit(train, held)
     if pair.bias_path(layer.node) is None:
-        return plain
-    offset = fit(train, held, bias=True)
-    return offset if offset.after < (1 - _WORTH_A_BIAS) * plain.after else plain
-
-
-def _wanted(pair: Pair, layer: Layer, both: Both, gain: Tensor | None) -> Tensor | None:
-    """What the layer should put out, for one batch: what it did, and what its sum lacks already."""
-    y = pair.wanted(layer.node.name, both)
-    if y is None or y.shape[layer.channel_axis] != pair.tensors[layer.weight].shape[0]:
-        return None
-    if layer.shortcut is None or gain is None:
-        return y
-    other = layer.shortcut.other
-    before, after = pair.wanted(other.name, both), pair.now(other, both)
-    if before is None or before.shape != after.shape or before.shape != y.shape:
-        return y
-    inverse = torch.where(gain.abs() > 1e-3 * gain.abs().max(), 1 / gain, 0.0).to(y)
-    inverse = inverse.reshape(-1, *(1,) * layer.spatial)
-    return y + (before - after) * inverse
-
-
-def _predicted(pair: Pair, layer: Layer, x: Tensor) -> Tensor:
-    weight = pair.tensors[layer.weight].detach().float()
-    y = torch.einsum("rgd,god->rgo", x, weight.reshape(layer.groups, -1, x.shape[2]))
-    if layer.bias is None:
-        return y
-    return y + pair.tensors[layer.bias].detach().float().reshape(layer.groups, -1)
+        return without, plain
+    offset = with_bias.fit(train, held)
+    better = offset.after < (1 - _WORTH_A_BIAS) * plain.after
+    return (with_bias, offset) if better else (without, plain)
 
 
 def _apply(pair: Pair, layer: Layer, found: Fit, correction: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional
 from prunus.capture import Captured
 from prunus.surgery.recipe import bound_arguments
 
-__all__ = ["Layer", "Shortcut", "find_layers", "frozen_norm", "gain_of"]
+__all__ = ["Clip", "Layer", "Shortcut", "affine_of", "find_layers", "frozen_norm", "gain_of"]
 
 aten = torch.ops.aten
 _CONVS = {
@@ -39,6 +40,22 @@ class Shortcut:
 
 
 @dataclass(frozen=True, eq=False)
+class Clip:
+    """An activation that is constant below `low` and above `high`, and how a layer's output gets there.
+
+    Attributes:
+        low, high: the identity lies between.
+        norms: batch normalizations that the output passes through.
+        other: what is added behind them; None where nothing is.
+    """
+
+    low: float
+    high: float
+    norms: tuple[fx.Node, ...]
+    other: fx.Node | None
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A linear layer or convolution of the small graph.
 
@@ -49,6 +66,7 @@ class Layer:
         norm: the batch normalization that alone reads its output, which can take a bias up.
         shortcut: where its output is added to something that is known before.
         groups: of a convolution; 1 otherwise.
+        clip: where its output ends in a clipping activation that alone reads it.
     """
 
     node: fx.Node
@@ -59,6 +77,7 @@ class Layer:
     shortcut: Shortcut | None
     groups: int
     arguments: dict[str, Any]
+    clip: Clip | None
 
     @property
     def spatial(self) -> int:
@@ -137,7 +156,9 @@ def find_layers(small: Captured) -> dict[fx.Node, Layer]:
         shortcut = _shortcut(small, node, dependent)
         groups = int(arguments.get("groups") or 1)
         name = None if bias is None else bias.name
-        found[node] = Layer(node, source, weight.name, name, norm, shortcut, groups, arguments)
+        found[node] = Layer(
+            node, source, weight.name, name, norm, shortcut, groups, arguments, _clip(small, node, shortcut)
+        )
     return found
 
 
@@ -184,6 +205,35 @@ def _shortcut(small: Captured, node: fx.Node, dependent: set[fx.Node]) -> Shortc
     return None
 
 
+def _clip(small: Captured, node: fx.Node, shortcut: Shortcut | None) -> Clip | None:
+    norms: list[fx.Node] = []
+    current, other = node, None
+    while len(current.users) == 1:
+        user = next(iter(current.users))
+        bounds = _bounds(user)
+        if bounds is not None:
+            return Clip(*bounds, tuple(norms), other)
+        if other is None and frozen_norm(small, user):
+            norms.append(user)
+        elif other is None and user.target in _ADDS and shortcut and shortcut.other in user.all_input_nodes:
+            other = shortcut.other
+        elif not (user.target in _DROPOUTS and user.args[2] is False):
+            return None
+        current = user
+    return None
+
+
+def _bounds(node: fx.Node) -> tuple[float, float] | None:
+    if node.target in (aten.relu.default, aten.relu_.default):
+        return 0.0, float("inf")
+    if node.target in (aten.relu6.default, aten.relu6_.default):
+        return 0.0, 6.0
+    if node.target in (aten.hardtanh.default, aten.hardtanh_.default):
+        a = bound_arguments(node)
+        return float(a["min_val"]), float(a["max_val"])
+    return None
+
+
 def _factor(small: Captured, node: fx.Node, current: fx.Node) -> fx.Node | None:
     others = [n for n in node.all_input_nodes if n is not current]
     return others[0] if len(others) == 1 and others[0].name in small.tensors else None
@@ -192,6 +242,20 @@ def _factor(small: Captured, node: fx.Node, current: fx.Node) -> fx.Node | None:
 def _same_shape(one: fx.Node, other: fx.Node) -> bool:
     shapes = [getattr(n.meta.get("val"), "shape", None) for n in (one, other)]
     return shapes[0] is not None and len(shapes[0]) == len(shapes[1] or ())
+
+
+def affine_of(norms: Sequence[fx.Node], tensors: Mapping[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """(size,) gain and shift of frozen batch normalizations one after another."""
+    gain, shift = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for node in norms:
+        weight, bias, mean, variance = (
+            tensors[each.name].detach().double().cpu() if isinstance(each, fx.Node) else None
+            for each in node.args[1:5]
+        )
+        assert mean is not None and variance is not None
+        a = (variance + float(node.args[7])).rsqrt() * (1.0 if weight is None else weight)  # type: ignore[arg-type]
+        gain, shift = gain * a, (shift - mean) * a + (0.0 if bias is None else bias)
+    return gain, shift
 
 
 def gain_of(layer: Layer, tensors: dict[str, Tensor]) -> Tensor | None:

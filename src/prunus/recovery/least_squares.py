@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Fit", "Moments", "fit"]
+__all__ = ["Fit", "Fitter", "Moments", "fit"]
 
 _RIDGES = tuple(10.0**e for e in (-6, -5, -4, -3, -2, -1, 0, 1))
 
@@ -35,11 +35,20 @@ class Moments:
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """Count rows in."""
-        x, t = x.transpose(0, 1), t.transpose(0, 1)  # (groups, rows, ...)
+        self.aim(x, t)
+        x = x.transpose(0, 1)  # (groups, rows, d)
         self.n += x.shape[1]
         self.x = self.x + x.sum(1, dtype=torch.float64)
-        self.t = self.t + t.sum(1, dtype=torch.float64)
         self.xx = self.xx + (x.transpose(1, 2) @ x).double()
+
+    def without_targets(self) -> Moments:
+        """The same inputs, to which `aim` adds targets."""
+        return Moments(self.n, self.x, torch.zeros(()), self.xx, torch.zeros(()), torch.zeros(()))
+
+    def aim(self, x: Tensor, t: Tensor) -> None:
+        """Count targets in, of rows whose inputs are counted already."""
+        x, t = x.transpose(0, 1), t.transpose(0, 1)
+        self.t = self.t + t.sum(1, dtype=torch.float64)
         self.tx = self.tx + (t.transpose(1, 2) @ x).double()
         self.tt = self.tt + t.double().square().sum(1)
 
@@ -78,43 +87,60 @@ class Fit:
 
 
 def fit(train: Moments, held: Moments, bias: bool) -> Fit:
-    """The correction that leaves least missing on held-out rows, fitted in the end to all of them.
+    """The correction that leaves least missing on held-out rows; see `Fitter`."""
+    return Fitter(bias).fit(train, held)
 
-    Candidates are: none, the bias alone, and ridge regressions of different strength. For `t = W' x + b'` the solution is
-    W' = C_tx (C_xx + ridge I)^-1 and b' = mean(t) - W' mean(x).
+
+class Fitter:
+    """Fits to different targets for the same inputs, of which it decomposes the second moments once.
 
     Args:
-        train: sums of the rows that are fitted.
-        held: sums of other rows.
         bias: whether there is a bias.
     """
-    before = float(held.tt.sum()) / max(held.n, 1)
-    best = Fit(None, None, before, before)
-    if bias:
-        error = _held_error(held, torch.zeros_like(train.tx), train.t / train.n)
-        if error < best.after:
-            best = Fit(torch.zeros_like(train.tx), _all(train, held).t / (train.n + held.n), before, error)
-    xx, tx, _ = train.centered(bias)
-    values, vectors = torch.linalg.eigh(xx)
-    values = values.clamp(min=0)
-    scale = values.mean(1, keepdim=True)
-    turned = tx @ vectors
-    chosen = None
-    for ridge in _RIDGES:
-        weight = (turned / (values + ridge * scale + 1e-30)[:, None, :]) @ vectors.transpose(1, 2)
-        offset = _bias(train, weight) if bias else None
-        error = _held_error(held, weight, offset)
-        if error < best.after:
-            chosen, best = ridge, Fit(weight, offset, before, error, ridge)
-    if chosen is None:
-        return best
-    every = _all(train, held)
-    xx, tx, _ = every.centered(bias)
-    values, vectors = torch.linalg.eigh(xx)
-    values = values.clamp(min=0)
-    strength = chosen * values.mean(1, keepdim=True) + 1e-30
-    weight = ((tx @ vectors) / (values + strength)[:, None, :]) @ vectors.transpose(1, 2)
-    return Fit(weight, _bias(every, weight) if bias else None, before, best.after, chosen)
+
+    def __init__(self, bias: bool) -> None:
+        self.bias = bias
+        self._spectra: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def fit(self, train: Moments, held: Moments) -> Fit:
+        """The correction that leaves least missing on held-out rows, fitted in the end to all of them.
+
+        Candidates are: none, the bias alone, and ridge regressions of different strength. For `t = W' x + b'` the solution is
+        W' = C_tx (C_xx + ridge I)^-1 and b' = mean(t) - W' mean(x).
+
+        Args:
+            train: sums of the rows that are fitted.
+            held: sums of other rows.
+        """
+        before = float(held.tt.sum()) / max(held.n, 1)
+        best = Fit(None, None, before, before)
+        if self.bias:
+            error = _held_error(held, torch.zeros_like(train.tx), train.t / train.n)
+            if error < best.after:
+                best = Fit(
+                    torch.zeros_like(train.tx), _all(train, held).t / (train.n + held.n), before, error
+                )
+        chosen = None
+        for ridge in _RIDGES:
+            weight = self._weight("train", train, ridge)
+            offset = _bias(train, weight) if self.bias else None
+            error = _held_error(held, weight, offset)
+            if error < best.after:
+                chosen, best = ridge, Fit(weight, offset, before, error, ridge)
+        if chosen is None:
+            return best
+        every = _all(train, held)
+        weight = self._weight("every", every, chosen)
+        return Fit(weight, _bias(every, weight) if self.bias else None, before, best.after, chosen)
+
+    def _weight(self, which: str, sums: Moments, ridge: float) -> Tensor:
+        xx, tx, _ = sums.centered(self.bias)
+        if which not in self._spectra:
+            values, vectors = torch.linalg.eigh(xx)
+            self._spectra[which] = values.clamp(min=0), vectors
+        values, vectors = self._spectra[which]
+        strength = ridge * values.mean(1, keepdim=True) + 1e-30
+        return ((tx @ vectors) / (values + strength)[:, None, :]) @ vectors.transpose(1, 2)
 
 
 def _all(train: Moments, held: Moments) -> Moments:

@@ -29,6 +29,10 @@ class Statistics:
         """Count in what another has seen."""
         self.n, self.sum, self.square = self.n + other.n, self.sum + other.sum, self.square + other.square
 
+    def spread(self) -> float:
+        """Sum of squares about the means."""
+        return float((self.square - self.sum.square() / max(self.n, 1)).sum()) if self.n else 0.0
+
     def settled(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance, of the types of two tensors."""
         mean = self.sum / self.n

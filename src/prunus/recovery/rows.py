@@ -1,0 +1,112 @@
+"""Rows of a layer's inputs and outputs, drawn once and looked at several times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunus.recovery.layers import Layer, gain_of
+from prunus.recovery.pair import Both, Pair
+
+__all__ = ["Rows", "Sample"]
+
+_ROWS = 65536
+_HELD_BYTES = 512 << 20  # rows that take more are gathered anew each time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one batch.
+
+    Attributes:
+        held: whether they judge what others fit.
+        x: (rows, groups, d) inputs.
+        wanted: (rows, groups, out) what the layer should put out: what it did, and what its sum lacks already.
+        start: (rows, groups, out) what the cut layer puts out.
+        other: (rows, groups, out) what is added before the clip, or None.
+    """
+
+    held: bool
+    x: Tensor
+    wanted: Tensor
+    start: Tensor
+    other: Tensor | None
+
+
+class Rows:
+    """At most 65,536 rows, the same ones whenever they are iterated over.
+
+    Args:
+        pair: both networks.
+        layer: of the cut one.
+        random: draws the rows.
+    """
+
+    def __init__(self, pair: Pair, layer: Layer, random: torch.Generator) -> None:
+        self._pair, self._layer, self._random = pair, layer, random
+        self._gain = gain_of(layer, pair.tensors) if layer.shortcut else None
+        self._drawn: list[Tensor] = []
+        self._kept: list[Sample] | None = None
+        weight = pair.tensors[layer.weight]
+        self._start = (
+            weight.detach().float(),
+            None if layer.bias is None else pair.tensors[layer.bias].detach().float(),
+        )
+        numbers = weight[0].numel() * layer.groups + 3 * weight.shape[0]
+        self._keeps = 4 * _ROWS * numbers <= _HELD_BYTES
+        self.shares_sum = True  # what is added to the output is known, in both networks
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, per_batch = [], -(-_ROWS // self._pair.count)
+        for i, both in enumerate(self._pair.at(self._layer.node)):
+            wanted = self._wanted(both)
+            if wanted is None:
+                return
+            if i == len(self._drawn):
+                count = wanted.numel() // wanted.shape[self._layer.channel_axis]
+                self._drawn.append(torch.randperm(count, generator=self._random)[:per_batch])
+            sample = self._sample(both, wanted, self._drawn[i])
+            if self._keeps:
+                kept.append(sample)
+            yield sample
+        if self._keeps:
+            self._kept = kept
+
+    def _sample(self, both: Both, wanted: Tensor, rows: Tensor) -> Sample:
+        layer, (weight, bias) = self._layer, self._start
+        x = layer.inputs(self._pair.now(layer.source, both), rows, tuple(weight.shape[2:])).float()
+
+        def picked(value: Tensor) -> Tensor:
+            return layer.outputs(value)[rows].float().reshape(len(rows), layer.groups, -1)
+
+        start = torch.einsum("rgd,god->rgo", x, weight.reshape(layer.groups, -1, x.shape[2]))
+        if bias is not None:
+            start = start + bias.reshape(layer.groups, -1)
+        other = None
+        if layer.clip is not None and layer.clip.other is not None and self.shares_sum:
+            other = picked(self._pair.now(layer.clip.other, both))
+        return Sample(both.held, x, picked(wanted), start, other)
+
+    def _wanted(self, both: Both) -> Tensor | None:
+        """What the layer should put out, for one batch; None where that is not known."""
+        pair, layer = self._pair, self._layer
+        y = pair.wanted(layer.node.name, both)
+        if y is None or y.shape[layer.channel_axis] != pair.tensors[layer.weight].shape[0]:
+            return None
+        if layer.shortcut is None:
+            return y
+        other = layer.shortcut.other
+        before, after = pair.wanted(other.name, both), pair.now(other, both)
+        if self._gain is None or before is None or before.shape != after.shape or before.shape != y.shape:
+            self.shares_sum = False
+            return y
+        gain = self._gain
+        inverse = torch.where(gain.abs() > 1e-3 * gain.abs().max(), 1 / gain, 0.0).to(y)
+        inverse = inverse.reshape(-1, *(1,) * layer.spatial)
+        return y + (before - after) * inverse
