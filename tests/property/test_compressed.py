@@ -95,21 +95,8 @@ def difference(network: Network, structure: Structure, result: prunus.Result) ->
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-# what verification refuses, so that nothing wrong is handed back; each is one case in fifty
-KNOWN = {
-    1: "a column of channels takes along what another slab binds, where a pixel unshuffle meets a convolution in groups",
-    19: "the parts of a stack keep different widths",
-}
-
-
-def parts() -> Iterator[Any]:
-    for part in range(PARTS):
-        known = pytest.mark.xfail(raises=prunus.VerificationError, strict=True, reason=KNOWN.get(part, ""))
-        yield pytest.param(part, marks=[known] if part in KNOWN else [])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("part", parts())
+@pytest.mark.parametrize("part", range(PARTS))
 def test_compressed_networks_compute_what_they_should(part: int) -> None:
     compared = []
 

@@ -23,7 +23,7 @@ from tests.property import zeroed
 
 FILE = Path(prunus.__file__).parents[3] / "shared" / "zoo" / "zoo.py"
 SECONDS = (
-    300  # for all of them together; those that are not reached are skipped, and others come first next time
+    900  # for all of them together; those that are not reached are skipped, and others come first next time
 )
 NETWORKS = """
 tv/resnet18 tv/squeezenet1_1 tv/mobilenet_v2 tv/mobilenet_v3_small tv/mnasnet0_5 tv/regnet_y_400mf tv/shufflenet_v2_x0_5 timm/repvgg_a0

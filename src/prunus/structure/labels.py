@@ -139,6 +139,9 @@ class Labels:
         self.locks_within: list[
             tuple[np.ndarray, np.ndarray]
         ] = []  # slab, member that cannot leave without it
+        self.bound: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # slab, member that no other slab takes without it
         self.holds: list[tuple[np.ndarray, Reason]] = []
         self.produced: list[np.ndarray] = []
         self.features: list[np.ndarray] = []

@@ -54,6 +54,8 @@ def meet(
         for b in right:
             if set(a.shared) & set(b.shared):
                 _compare(labels, node, a, b)
+    for one, other in ((left, right), (right, left)):
+        _bind(labels, node, one, other)
     for side in (*left, *right):
         side.open = bool(set(side.shared) - side.covered)
     for side in (*left, *right):
@@ -86,6 +88,26 @@ def _compare(labels: Labels, node: str, a: _Side, b: _Side) -> None:
         b.dropped = True
     elif relation in ("same", "contains") and a.axes == common:
         a.dropped = True
+
+
+def _bind(labels: Labels, node: str, fine: list[_Side], coarse: list[_Side]) -> None:
+    """Indices that two tracks together tell apart, as rows and columns do, leave with one of the rows or columns only.
+
+    What a single track repeats may be an operand that was expanded, which any number of positions can leave.
+    """
+    for side in fine:
+        axes = side.shared
+        facing = [other for other in coarse if other.axes == axes == side.axes]
+        if len(facing) < 2:
+            continue
+        mine = compact(side.track, axes).reshape(-1).numpy()
+        others = [compact(other.track, axes).reshape(-1).numpy() for other in facing]
+        told = [other for other in others if len(np.unique(other[other > 0])) < len(mine)]
+        if len(told) < 2 or len(np.unique(np.stack(told), axis=1).T) < len(mine):
+            continue
+        for other in told:
+            used = (mine > 0) & (other > 0)
+            labels.bound.append((other[used], mine[used]))
 
 
 def _settle(labels: Labels, node: str, side: _Side, reason: str) -> None:

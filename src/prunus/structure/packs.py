@@ -7,6 +7,7 @@ before the reshape, and reshapes each part for itself; this module finds where t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ class Pack:
     ends: tuple[tuple[fx.Node, ...], ...]
     axis: int
     labels: np.ndarray
+
+    @cached_property
+    def nodes(self) -> frozenset[str]:
+        """Names of the nodes that lay out, move and take apart the parts."""
+        ends = (node for part in self.ends for node in part)
+        return frozenset(node.name for node in (*self.path, *self.path[-1].users, *ends))
 
 
 def find_packs(captured: Captured, values: dict[str, Any]) -> list[Pack]:

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from prunus.structure.bound import REASON as ASTRAY
+from prunus.structure.bound import astray
 from prunus.structure.control import Control
 from prunus.structure.hashing import distinct, hashed
 from prunus.structure.labels import Grid, Labels, Reason
@@ -87,7 +89,12 @@ def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
     grids = []
     for grid in labels.grids:
         pack = apart.get(np.ascontiguousarray(grid.labels).tobytes())
-        parts = [grid.labels] if pack is None else [part for part in pack.labels if part.ndim > 1]
+        # the same channels laid out in rows elsewhere are no pack
+        parts = (
+            [grid.labels]
+            if pack is None or grid.node not in pack.nodes
+            else [part for part in pack.labels if part.ndim > 1]
+        )
         grids += [Grid(part, grid.node, grid.separable) for part in parts]
     grids = _distinct(grids)
     while True:
@@ -122,7 +129,13 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
     for slabs, members in labels.locks_within:
         inside = of_label[members]
         locked[inside[inside != of_label[slabs]]] = True  # what is one with its slab leaves with it anyway
-    locked &= np.bincount(member, minlength=count) > 0  # what lost its slab to unification is free again
+    inner = np.bincount(member, minlength=count) > 0
+    locked &= inner  # what lost its slab to unification is free again
+    wrong = astray(slab, member, _bound(labels, of_label), count)
+    locked[wrong] = True  # some larger slab may take it along with what it lacks
+    alone = wrong[~inner[wrong] & (held[wrong] < 0)]
+    held[alone] = len(reasons)
+    reasons.append(Reason(ASTRAY))
     first = np.full(count, labels.count)
     np.minimum.at(first, of_label, np.arange(labels.count))
     own = _signatures(labels, grids, of_label, count)
@@ -139,6 +152,14 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
     return Units(
         count, of_label, slab, member, statement, held, reasons, locked, produced, signature, first, grids
     )
+
+
+def _bound(labels: Labels, of_label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of units (slab, member) where the member leaves with one of its slabs only."""
+    if not labels.bound:
+        return np.zeros(0, int), np.zeros(0, int)
+    slabs, members = (np.concatenate(side) for side in zip(*labels.bound, strict=True))
+    return of_label[slabs], of_label[members]
 
 
 def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ MOVES = (
     "t", "t_", "numpy_T", "mT", "matrix_H", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "squeeze_",
     "unsqueeze", "unsqueeze_", "select", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split",
     "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit", "unbind", "diagonal", "unfold",
-    "pixel_unshuffle", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
+    "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "rot90",
 
 )  # fmt: skip
 IDENTITY = (
@@ -54,6 +54,19 @@ def to_space(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     rows = Value(wide, tuple(in_rows(run.labels, track, wide, node.name) for track in a.self.tracks))
     kept = run.hold(node, rows, {axis + 1, axis + 2, axis + 3}, "is a position in space for a pixel shuffle")
     return Value(shape, tuple(along(compact(track, varying(track)), varying(track), shape) for track in kept))
+
+
+@rule("pixel_unshuffle")
+def from_space(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Positions in space become channels: those that one channel makes, one for each offset, and offsets stay."""
+    moved, shape = run.movement(node, a.self), run.shape(node)
+    axis, offsets = len(shape) - 3, a.downscale_factor**2
+    if not any(axis in varying(track) for track in moved.tracks):
+        return moved
+    made = run.labels.fresh(offsets)
+    run.labels.hold(made, "is a position in space before a pixel unshuffle", node.name)
+    track = along(made.repeat(shape[axis] // offsets), (axis,), shape)
+    return Value(shape, (*moved.tracks, track))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
