@@ -114,7 +114,7 @@ def _tiny(model: str) -> tuple[Any, Any]:
 def measure(name: str) -> dict[str, Any]:
     """One model, both targets."""
     import torch
-    from _peer import torch_pruning_s
+    from _peer import torch_pruning
 
     import prunus
     from prunus.api import execute
@@ -163,7 +163,7 @@ def measure(name: str) -> dict[str, Any]:
             "exported": _exported(result.model, inputs), "stuck": sorted(_still(result.model, inputs) - still),
         }  # fmt: skip
     heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (1000, 160)]
-    row["torch_pruning_s"] = torch_pruning_s(net, inputs.args, inputs.kwargs, heads)
+    row["torch_pruning_s"] = torch_pruning(net, inputs.args, inputs.kwargs, heads)["torch_pruning_s"]
     return row
 
 

@@ -53,22 +53,23 @@ def measure(name: str, compare: bool, times_only: bool = False) -> dict[str, Any
     net = spec.build()
     args, kwargs = spec.inputs()
     row: dict[str, Any] = {"name": name, "family": spec.family, "stage": "forward"}
+    structure = None
     try:
         with torch.no_grad():
             net(*args, **kwargs)
-        _prune(net, prunus.Inputs(tuple(args), dict(kwargs)), row, times_only)
+        structure = _prune(net, prunus.Inputs(tuple(args), dict(kwargs)), row, times_only)
     except Exception as error:  # noqa: BLE001  (a failure of any kind is a result)
         row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''}"}
         row["own_error"] = isinstance(error, prunus.PrunusError)
     if compare and row["stage"] != "forward":
-        from _peer import torch_pruning_s
+        from _peer import torch_pruning
 
         kept = spec.find_heads(net, args, kwargs)
-        row["torch_pruning_s"] = torch_pruning_s(net, tuple(args), dict(kwargs), kept)
+        row |= torch_pruning(net, tuple(args), dict(kwargs), kept, None if row.get("parts") else structure)
     return row
 
 
-def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> None:
+def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> Any:
     import prunus
     from prunus.api import pruning
     from prunus.capture import capture
@@ -96,7 +97,7 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> None
     row |= {"share": prunable_share(structure), "surgery_s": min(first, second)}
     if times_only:
         row["stage"] = "done"
-        return
+        return structure
     row["unknown"] = sorted({str(op) for op in structure.unknown.values()})
     compare, seconds = pruning.compare, []
 
@@ -118,6 +119,7 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> None
     }
     row |= {"kept_form": "class", "kept_reason": ""} if report.form == "class" else _kept(captured)
     row["stage"] = "done"
+    return structure
 
 
 def _kept(captured: Any) -> dict[str, Any]:
@@ -155,12 +157,17 @@ def run(name: str, compare: bool, times_only: bool = False) -> dict[str, Any]:
     return {"name": name, "stage": "crash", "failed": last[:240]}
 
 
+PEER = ("torch_pruning_s", "torch_pruning_right", "torch_pruning_params")
+
+
 def _beside(name: str) -> dict[str, Any]:
     """Torch-Pruning beside a row that was measured without it: both times from one process."""
     found = run(name, compare=True, times_only=True)
-    return {key: found[key] for key in ("surgery_s", "torch_pruning_s") if key in found} or {
-        "torch_pruning_s": None
-    }
+    return {**dict.fromkeys(PEER[:2]), **{key: found[key] for key in ("surgery_s", *PEER) if key in found}}
+
+
+def _lacks_peer(row: dict[str, Any]) -> bool:
+    return "failed" not in row and not {"torch_pruning_s", "torch_pruning_right"} <= set(row)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -171,14 +178,20 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if not good:
             continue
         peer = [row for row in mine if row.get("torch_pruning_s") is not None]
+        right = sum(_peer_is_right(row) for row in peer)
         lines.append([
             zoo or "all", str(len(mine)), str(len(good)), f"{statistics.median(1 - r['params'] for r in good):.0%}",
             f"{statistics.median(r['share'] for r in good):.1%}", str(sum(r["form"] == "class" for r in good)), str(sum(r["kept_form"] == "class" for r in good)),
             str(sum(r["parts"] for r in good)), f"{max(r['capture_s'] + r['execute_s'] + r['surgery_s'] for r in good):.0f} s",
-            str(len(peer)) if any("torch_pruning_s" in r for r in mine) else "not run",
+            f"{len(peer)}, {right}" if any("torch_pruning_s" in r for r in mine) else "not run",
         ])  # fmt: skip
     head = ["zoo", "models", "pruned, verified", "parameters removed", "in removable units", "own class", "with `keep_class`", "captured in parts"]  # fmt: skip
-    return table([*head, "longest, capture to write-back", "Torch-Pruning's result runs"], lines)
+    return table([*head, "longest, capture to write-back", "Torch-Pruning's result runs, is right"], lines)
+
+
+def _peer_is_right(row: dict[str, Any]) -> bool:
+    """Something was removed, and the result computes what the original does without it."""
+    return bool(row.get("torch_pruning_right")) and row["torch_pruning_params"] < 0.99
 
 
 def cost(rows: list[dict[str, Any]]) -> str:
@@ -188,16 +201,26 @@ def cost(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"- Analysis, surgery and verification take {ratio:.2f} times the time of the capture (`torch.export`) in the median."
     ]
-    both = [row for row in good if row.get("torch_pruning_s")]
-    if both:
-        theirs = sorted(both, key=lambda r: -r["torch_pruning_s"])
-        slow = theirs[: max(1, len(theirs) // 10)]
-        lines += [
-            f"- Analysis and surgery take {statistics.median(r['surgery_s'] / r['torch_pruning_s'] for r in both):.2f} times what "
-            f"Torch-Pruning takes, in the median over the {len(both)} models on which its result runs; "
-            f"{statistics.median(r['surgery_s'] / r['torch_pruning_s'] for r in slow):.2f} times on the tenth where it takes longest."
-        ]
+    for what, both in (
+        ("whose result runs", [row for row in good if row.get("torch_pruning_s")]),
+        ("whose result is right", [row for row in good if _peer_is_right(row)]),
+    ):
+        if both:
+            slow = sorted(both, key=lambda r: -r["torch_pruning_s"])[: max(1, len(both) // 10)]
+            lines.append(
+                f"- Analysis and surgery take {_ratio(both):.2f} times what Torch-Pruning takes, in the median over the {len(both)} models "
+                f"{what}; {_ratio(slow):.2f} times on the tenth of them where it takes longest."
+            )
+    wrong = [row for row in good if row.get("torch_pruning_right") is False]
+    if wrong:
+        lines.append(
+            f"- On {len(wrong)} models its result runs and computes something else than the original without what it removed."
+        )
     return "\n".join(lines)
+
+
+def _ratio(rows: list[dict[str, Any]]) -> float:
+    return statistics.median(row["surgery_s"] / row["torch_pruning_s"] for row in rows)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -211,7 +234,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         form = row["form"] if row["form"] == row["kept_form"] else f"{row['form']}, {row['kept_form']}"
         peer = row.get("torch_pruning_s")
         cells.append([
-            row["name"], form, f"{row['params']:.3f}", f"{row['share']:.3f}", f"{row['error']:.0e}", times, "" if peer is None else f"{peer:.1f}",
+            row["name"], form, f"{row['params']:.3f}", f"{row['share']:.3f}", f"{row['error']:.0e}", times, "" if peer is None else f"{peer:.1f}" if row.get("torch_pruning_right") is not False else f"{peer:.1f}, wrong",
         ])  # fmt: skip
     failures = "\n".join(f"- {count} x {cause}" for cause, count in causes.most_common()) or "- none"
     return f"""# A zoo at half of its channels
@@ -239,7 +262,8 @@ With it:
 ## Models
 
 Two forms where `keep_class=True` gives another one. Times: capture + analysis and surgery + verification, and Torch-Pruning's
-analysis and surgery where its result runs.
+analysis and surgery where its result runs ("wrong": it computes something else than the original with what it removed masked, to
+1e-6 in float64).
 
 {table(["model", "came back as", "parameters left", "share of parameters in removable units", "error", "s", "Torch-Pruning, s"], cells)}"""
 
@@ -283,7 +307,7 @@ def main() -> None:
         known = done.get(name)
         if name not in done or (arguments.again and "failed" in done[name]):
             done[name] = run(name, bool(arguments.compare))
-        elif arguments.compare and "failed" not in done[name] and "torch_pruning_s" not in done[name]:
+        elif arguments.compare and _lacks_peer(done[name]):
             done[name] = {**done[name], **_beside(name)}
         if known is not done[name]:
             with STORE.open("a") as file:

@@ -34,7 +34,8 @@ def clipped(
         linear: where to start.
 
     Returns:
-        The best of the fits, or to change nothing, with sums of squares behind the activation as its errors, and the sum of squares about the mean there.
+        The best of the fits, or to change nothing, with sums of squares behind the activation as its errors, and the sum of
+        squares about the mean there.
 
     References:
         Zhang et al., Accelerating Very Deep Convolutional Networks for Classification and Detection, 2015, arXiv:1505.06798
