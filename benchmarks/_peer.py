@@ -74,6 +74,43 @@ def torch_pruning(
     return found
 
 
+def pruned_to(
+    net: nn.Module,
+    example: Tensor,
+    macs: float,
+    criterion: str,
+    labelled: list[tuple[Tensor, Tensor]],
+    left_alone: list[str],
+) -> nn.Module:
+    """Its result at a share of the multiply-accumulates: ranked globally, a little at a time until it is reached.
+
+    Args:
+        net: a classifier, which is copied.
+        example: a batch of inputs.
+        macs: the share that is left, of the whole network.
+        criterion: `"l2"`, or `"taylor"`, for which `labelled` are batches of inputs and labels.
+        left_alone: paths of layers that keep their outputs.
+    """
+    import torch_pruning as peer
+
+    small = copy.deepcopy(net).eval()
+    whole = peer.utils.count_ops_and_params(small, example)[0]
+    ignored = [small.get_submodule(path) for path in left_alone]
+    importances = {
+        "l2": peer.importance.MagnitudeImportance(p=2),
+        "taylor": peer.importance.TaylorImportance(),
+    }
+    pruner = peer.pruner.BasePruner(
+        small, example, importances[criterion], global_pruning=True, pruning_ratio=1.0, iterative_steps=400, ignored_layers=ignored
+    )  # fmt: skip
+    if criterion == "taylor":
+        for x, y in labelled:
+            nn.functional.cross_entropy(small(x), y).backward()
+    while peer.utils.count_ops_and_params(small, example)[0] > macs * whole:
+        pruner.step()
+    return small
+
+
 @contextlib.contextmanager
 def _recorded(peer: Any) -> Iterator[dict[int, tuple[Tensor, dict[int, np.ndarray]]]]:
     """Which indices of every axis its parameters keep: id of the parameter -> the parameter, axis -> indices."""

@@ -2,10 +2,11 @@
 
     python benchmarks/recovery.py                 # writes benchmarks/results/recovery.md
     python benchmarks/recovery.py --only resnet56 --again
+    python benchmarks/recovery.py --tune          # and ResNet-56 after three epochs of training, 15 minutes more
 
 Each network is pruned to a share of its multiply-accumulates, counted over the whole network, by four ways: L2 (global), L2
 and batch normalizations estimated anew, the channels that `obs` chooses, and these with the repair that `compress(data=...)`
-does by default. Calibration: 1,024 training images or sentences (all 1,023 there are of Imagenette), without labels; never those
+does by default; ResNet-56 also by Torch-Pruning, and with photographs of another kind as calibration data. Calibration: 1,024 training images or sentences (all 1,023 there are of Imagenette), without labels; never those
 that are judged. Finished rows are kept in benchmarks/results/recovery.jsonl.
 """
 
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -42,6 +44,8 @@ class Subject:
     score: Callable[[nn.Module], float]
     what: str
     keep_class: bool = False  # judged on other sequence lengths than a graph holds for
+    labelled: Callable[[], list[tuple[Tensor, Tensor]]] | None = None  # for the peer's criterion
+    foreign: Callable[[], list[Any]] | None = None  # calibration data of another kind
 
 
 def logits(net: nn.Module, x: Tensor) -> Tensor:
@@ -72,7 +76,16 @@ def cifar(load: Any, depth: int) -> Subject:
     def score(net: nn.Module) -> float:
         return right(net, arrays["x_test"], arrays["y_test"], load.normalize)
 
-    return Subject(load.resnet_cifar10(depth), batches, score, "CIFAR-10, 10,000 test images")
+    def labelled() -> list[tuple[Tensor, Tensor]]:
+        return list(zip(batches(0), arrays["y_train"][drawn(50_000, 0)].split(128), strict=True))
+
+    def foreign() -> list[Tensor]:
+        images = load.imagenette("train")[0]
+        small = nn.functional.interpolate(images[drawn(len(images), 0)].float(), size=32, mode="area")
+        return [load.normalize(x) for x in small.round().to(torch.uint8).split(128)]
+
+    net, what = load.resnet_cifar10(depth), "CIFAR-10, 10,000 test images"
+    return Subject(net, batches, score, what, False, *((labelled, foreign) if depth == 56 else ()))
 
 
 def imagenette(load: Any, net: nn.Module, mean: Any, std: Any, classes: Any) -> Subject:
@@ -147,6 +160,30 @@ def rows_of(name: str, title: str, shares: tuple[float, ...], subject: Subject, 
                     structure, made, verify=False, data=drawn_batches if steps else None, steps=steps
                 )
                 yield _row(name, title, share, said, seed, subject, result.model, time.perf_counter() - began)
+    for share in shares:
+        for said, net in others(subject, structure, share, batches):
+            yield _row(name, title, share, said, 0, subject, net, 0.0)
+
+
+def others(
+    subject: Subject, structure: prunus.Structure, share: float, batches: list[Any]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Torch-Pruning's results, and prunus with calibration data of another kind."""
+    if subject.foreign is not None:
+        strange = subject.foreign()
+        made = prunus.plan(structure, method="obs", target=prunus.Target(macs=share), data=strange)
+        result = execute(structure, made, verify=False, data=strange, steps=("compensate", "batch_norm"))
+        yield "obs + all, calibrated on Imagenette", result.model
+    if subject.labelled is not None and find_spec("torch_pruning"):
+        from _peer import pruned_to
+
+        # with the widths between its blocks, its result does not run: the shortcuts pad channels
+        paths = {n: m for n, m in subject.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        outer = [name for name in paths if not name.endswith(".conv1")]
+        for criterion, said in (("l2", "L2"), ("taylor", "Taylor, with labels")):
+            net = pruned_to(subject.net, batches[0][:2], share, criterion, subject.labelled(), outer)
+            yield f"Torch-Pruning, {said}, inside blocks", net
+            yield f"Torch-Pruning, {said}, inside blocks + batch norm", prunus.recalibrate(net, batches)
 
 
 def _row(
