@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
-from prunus.recovery import Recovery, checked_steps
+from prunus.recovery import Checkpoint, Recovery, checked_steps
 from prunus.recovery import recover as repaired
 from prunus.report import build_report
 from prunus.structure import LayerTable, Structure, find_structure
@@ -62,11 +63,12 @@ def execute(
     allow_bias: bool = False,
     progress: Callable[[Progress], None] | None = None,
     scores: Scores | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Execute a plan on the model of a structure, without capturing it again. See `apply`.
 
     With data, `steps` say how the cut network is repaired, and `allow_bias` whether layers without a bias may be given one.
-    `scores` are told of every step.
+    `scores` are told of every step; `checkpoint` remembers the repair.
     """
     check(structure, plan)
     keep = structure.keep_labels(plan.keep)
@@ -82,7 +84,7 @@ def execute(
     if scores:
         scores.original(structure.captured)
     if steps and data is not None and plan.groups:
-        repair = _Repair(formed, small, data, steps, allow_bias, progress)
+        repair = _Repair(formed, small, data, steps, allow_bias, progress, checkpoint)
         form, small, recovery = repair.run()
         plan = dataclasses.replace(plan, biases=(*plan.biases, *recovery.biases))
         if scores:
@@ -146,6 +148,7 @@ class _Repair:
     steps: tuple[str, ...]
     allow_bias: bool
     progress: Callable[[Progress], None] | None
+    checkpoint: Checkpoint | None
 
     def run(self) -> tuple[_Form, Captured, Recovery]:
         """Repair; without biases where they would cost the user's own class."""
@@ -169,8 +172,16 @@ class _Repair:
 
     def _repaired(self, steps: tuple[str, ...], allow_bias: bool) -> tuple[Captured, Recovery]:
         structure, keep = self.formed.structure, self.formed.keep
+        finished = self.checkpoint.finished(keep, steps, allow_bias) if self.checkpoint else None
         return repaired(
-            structure, self.small, keep, self.data, steps=steps, progress=self.progress, allow_bias=allow_bias
+            structure,
+            self.small,
+            keep,
+            self.data,
+            steps=steps,
+            progress=self.progress,
+            allow_bias=allow_bias,
+            finished=finished,
         )
 
 
@@ -210,6 +221,7 @@ def compress(
     recover: bool | str | Sequence[str] = True,
     allow_bias: bool = False,
     evaluate: Callable[[nn.Module], float] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Make a model smaller: analyze, plan and apply in one call.
@@ -228,6 +240,8 @@ def compress(
             repair, for which 1,024 samples are taken.
         recover, allow_bias: the steps of the repair, and whether it may give biases to layers, see `apply`.
         evaluate: a function from a model to a number, such as an accuracy, that is called after each step, see `apply`.
+        checkpoint: a folder in which finished parts of the work on data are noted. The same call after an interruption, with the
+            same model and data, goes on where it was; what was noted is removed in the end.
 
     Returns:
         The result: model, plan, report.
@@ -249,6 +263,7 @@ def compress(
         scores.original(structure.captured)  # what it raises, it raises before the work
     if method is None:
         method = "l2" if data is None or isinstance(data, Evidence) else "obs"
+    noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, data)
     made = plan(
         structure,
         method=method,
@@ -261,12 +276,12 @@ def compress(
         floors=floors,
         multiple_of=multiple_of,
         seed=seed,
-        data=data,
+        data=noted.evidence(structure, method, loss, progress) if noted else data,
         loss=loss,
         progress=progress,
     )
     batches = None if isinstance(data, Evidence) else data  # sums cannot be repaired on
-    return execute(
+    result = execute(
         structure,
         made,
         verify=verify,
@@ -276,4 +291,8 @@ def compress(
         allow_bias=allow_bias,
         progress=progress,
         scores=scores,
+        checkpoint=noted,
     )
+    if noted:
+        noted.remove()
+    return result

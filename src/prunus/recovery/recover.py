@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from prunus.capture import Captured
 from prunus.errors import ConfigError
@@ -17,8 +17,9 @@ from prunus.evidence import Progress
 from prunus.evidence.batches import checked_batches
 from prunus.recovery.attention import narrowed
 from prunus.recovery.batch_norm import estimate_anew
+from prunus.recovery.checkpoint import Finished
 from prunus.recovery.compensate import compensate
-from prunus.recovery.layers import find_layers
+from prunus.recovery.layers import Layer, find_layers
 from prunus.recovery.logits import path_of, repair_attention
 from prunus.recovery.outcome import STEPS, Recovery, Repair
 from prunus.recovery.pair import HELD, Batches, Pair, share_of, stops_of
@@ -41,6 +42,7 @@ def recover(
     progress: Callable[[Progress], None] | None = None,
     budget_bytes: int | None = None,
     allow_bias: bool = False,
+    finished: Finished | None = None,
 ) -> tuple[Captured, Recovery]:
     """Give a cut network weights with which it computes what the original does, as nearly as its sizes allow.
 
@@ -64,6 +66,7 @@ def recover(
         budget_bytes: memory for the values of both networks; None for half of what is free. What these will take is told from
             the graphs beforehand, and the batches that do not fit wait in files of a temporary folder.
         allow_bias: whether layers may be given a bias.
+        finished: where places that are done are noted, and taken from in another run.
 
     Returns:
         The network with repaired tensors, and what was done.
@@ -93,16 +96,14 @@ def recover(
     left: list[str] = []
     with spill_folder(share.disk_bytes) as folder:
         pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident, allow_bias)
-        random = torch.Generator().manual_seed(0)
         for number, node in enumerate(stops):
-            if node in layers:
-                path = path_of(small, layers[node].weight)
-                repair = compensate(pair, layers[node], path, random)
-            elif node in attentions:
-                path, repair = repair_attention(pair, small, layers, *attentions[node])
-            else:
-                path = path_of(small, str(node.args[3]))
-                repair = estimate_anew(pair, node, path, anyway=tuple(steps) == ("batch_norm",))
+            found = finished.restore(number, pair, node) if finished else None
+            if found is None:
+                before = dict(pair.tensors)
+                found = _repaired(pair, small, node, layers, attentions, tuple(steps), number)
+                if finished:
+                    finished.note(number, before, pair, *found)
+            path, repair = found
             if repair is None:
                 left.append(path)
             else:
@@ -122,6 +123,26 @@ def recover(
         share.disk_bytes,
     )
     return small.with_(tensors=pair.tensors), recovery
+
+
+def _repaired(
+    pair: Pair,
+    small: Captured,
+    node: fx.Node,
+    layers: dict[fx.Node, Layer],
+    attentions: dict[fx.Node, Any],
+    steps: tuple[str, ...],
+    number: int,
+) -> tuple[str, Repair | None]:
+    """Repair at one place: its path, and what was done."""
+    if node in layers:
+        path = path_of(small, layers[node].weight)
+        # random numbers of its own, the same in a run that goes on from here
+        return path, compensate(pair, layers[node], path, torch.Generator().manual_seed(number))
+    if node in attentions:
+        return repair_attention(pair, small, layers, *attentions[node])
+    path = path_of(small, str(node.args[3]))
+    return path, estimate_anew(pair, node, path, anyway=steps == ("batch_norm",))
 
 
 def _batches(captured: Captured, data: Any) -> Batches:
