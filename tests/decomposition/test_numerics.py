@@ -8,11 +8,11 @@ from torch import nn
 
 from prunus.decomposition import CP, SVD, Method, SpatialSVD, Tucker
 from prunus.decomposition.als import LARGEST, als, decomposed, sliced
-from prunus.decomposition.eigen import eigen, eigenvalues, one_thread, singular
 from prunus.decomposition.geometry import geometry_of, kernel_of
 from prunus.decomposition.metric import Metric
 from prunus.decomposition.steps import product
 from prunus.decomposition.tucker import hooi
+from prunus.eigen import eigen, eigenvalues, one_thread, singular
 
 
 def correlated(rows: int, size: int) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunus.eigen import eigenvalues
+
 __all__ = ["as_matrices", "nuclear_norms", "ranks"]
 
 _CHUNK = 1 << 22  # numbers that are worked on at a time
@@ -43,8 +45,8 @@ def ranks(matrices: Tensor) -> Tensor:
     eps = torch.finfo(matrices.dtype).eps * max(matrices.shape[-2:])
     found = []
     for part in _parts(flat):
-        values = torch.linalg.eigvalsh(_gram(part.double())).clamp_(min=0)
-        floor = values[:, -1:] * max(eps * eps, 1e-13)  # the Gram matrix has the squares
+        values = eigenvalues(_gram(part.double())).clamp(min=0)
+        floor = values[:, :1] * max(eps * eps, 1e-13)  # the Gram matrix has the squares
         found.append((values > floor).sum(-1).double())
     return torch.cat(found).reshape(matrices.shape[:-2])
 
@@ -62,7 +64,7 @@ def _norms(matrices: Tensor) -> Tensor:
     if short == 2:  # (a + b)² = a² + b² + 2ab
         determinant = (gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1].square()).clamp_(min=0)
         return (gram[:, 0, 0] + gram[:, 1, 1] + 2 * determinant.sqrt()).sqrt()
-    return torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().sum(-1)
+    return eigenvalues(gram).clamp(min=0).sqrt_().sum(-1)
 
 
 def _gram(matrices: Tensor) -> Tensor:

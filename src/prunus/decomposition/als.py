@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.decomposition.eigen import eigen, singular
+from prunus.eigen import eigen, singular
 
 __all__ = ["Fitted", "als", "decomposed", "folded", "sliced"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prunus.decomposition.eigen import eigen
+from prunus.eigen import eigen
 
 __all__ = ["Metric"]
 

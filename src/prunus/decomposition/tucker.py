@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prunus.decomposition.base import Curve, Method, register
-from prunus.decomposition.eigen import eigen
 from prunus.decomposition.geometry import Geometry
 from prunus.decomposition.metric import Metric
+from prunus.eigen import eigen
 
 __all__ = ["Tucker", "hooi"]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prunus.eigen import eigen
+
 __all__ = ["Fit", "Fitter", "Moments", "fit"]
 
 _RIDGES = tuple(10.0**e for e in (-6, -5, -4, -3, -2, -1, 0, 1))
@@ -136,7 +138,7 @@ class Fitter:
     def _weight(self, which: str, sums: Moments, ridge: float) -> Tensor:
         xx, tx, _ = sums.centered(self.bias)
         if which not in self._spectra:
-            values, vectors = torch.linalg.eigh(xx)
+            values, vectors = eigen(xx)
             self._spectra[which] = values.clamp(min=0), vectors
         values, vectors = self._spectra[which]
         strength = ridge * values.mean(1, keepdim=True) + 1e-30

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.capture import Captured
+from prunus.eigen import eigen
 from prunus.recovery.attention import Attention, Queries, queries_of
 from prunus.recovery.layers import Layer
 from prunus.recovery.outcome import Repair
@@ -103,7 +104,7 @@ def fit_logits(products: Products, start: Tensor, ridge: float, tolerance: float
     def applied(m: Tensor) -> Tensor:
         return products.apply(m) + strength * m
 
-    (l_values, l_vectors), (r_values, r_vectors) = torch.linalg.eigh(left), torch.linalg.eigh(right)
+    (l_values, l_vectors), (r_values, r_vectors) = eigen(left), eigen(right)
     products_of_values = l_values.clamp(min=0)[:, :, None] * r_values.clamp(min=0)[:, None, :]
     divisor = count * products_of_values + strength
     divisor = divisor + 1e-12 * divisor.amax((1, 2), keepdim=True)  # some of it may be zero without r
