@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import resource
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,15 @@ def measured_with() -> str:
     made = f"prunus {prunus.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} {platform.machine()} cores"
     return f"{made}; {cores}; {datetime.now(UTC):%Y-%m-%d}."
+
+
+def peak_bytes() -> int:
+    """The most memory that this program has held; `getrusage` would include what the process held that started it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _record import RESULTS, data, table, write
+from _record import RESULTS, data, peak_bytes, table, write
 from torch import Tensor, nn
 
 import prunus
@@ -235,11 +234,11 @@ def decomposed(name: str) -> dict[str, float]:
     net = timm.create_model(name).eval()
     bytes_of = sum(p.numel() * p.element_size() for p in net.parameters())
     prunus.decompose(nn.Linear(64, 64), torch.randn(2, 64), ranks={"": 8})  # what loads once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     began, worked = time.perf_counter(), time.process_time()
     result = prunus.decompose(net, torch.randn(1, 3, 224, 224), method=LARGE[name], ranks=EVBMF(0.3))
     took, worked = time.perf_counter() - began, time.process_time() - worked
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = peak_bytes() - before
     return {
         "seconds": took,
         "cpu_seconds": worked,

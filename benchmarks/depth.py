@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import warnings
 from typing import Any
 
 import torch
-from _record import ROOT, table, write
+from _record import ROOT, peak_bytes, table, write
 from torch import nn
 from torch.nn import functional as F
 
@@ -140,11 +139,6 @@ def analyzed(billions: str) -> dict[str, float]:
         "peak_bytes": peak_bytes(),
         "share": prunable_share(structure),
     }
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def language_models() -> list[list[str]]:
