@@ -22,7 +22,7 @@ class NuclearNorm:
     over the $N$ samples, and over all places where the unit's maps are read. Maps with one axis more (volumes) count slice by
     slice. A map of one number counts with its absolute value.
 
-    Needs data: a few hundred samples, no labels. Few will do: 64 images rank the channels of a ResNet-56 within a layer as 512
+    Needs data: a few hundred samples, no labels. Few will do: 64 images rank the channels of a CIFAR-10 network within a layer as 512
     other images do, with a rank correlation of 0.98 in the median layer and 0.87 in the worst; 256 images with 0.99 and 0.96
     (`benchmarks/criteria.py`).
 
