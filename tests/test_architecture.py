@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "inputs",
     "eigen",
+    "heap",
     "capture",
     "structure",
     "evidence",

@@ -20,11 +20,13 @@ from prunus.decomposition.moments import BUDGET_BYTES, Sums, collect_moments
 from prunus.decomposition.ranks import EVBMF, Energy, estimated, rounded
 from prunus.decomposition.sites import Site, find_sites
 from prunus.errors import ConfigError
+from prunus.heap import give_back
 from prunus.surgery import count_macs, count_params, count_size_bytes
 
 __all__ = ["Request", "Work", "choose_ranks", "metrics_of", "workable"]
 
 Ranks = Mapping[str, tuple[int, ...]]
+_LARGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def metrics_of(
 ) -> Iterator[tuple[str, Site, Tensor, Metric]]:
     """Path, layer, kernel and metric of each of the layers, one after the other, as the memory for moments allows."""
     wanted = list(paths)
+    large = _LARGE_BYTES // 8
 
     def entry(path: str, metric: Metric) -> tuple[str, Site, Tensor, Metric]:
         site = work.sites[path]
@@ -106,6 +109,8 @@ def metrics_of(
     if data is None or all(path in work.metrics for path in wanted):
         for path in wanted:
             yield entry(path, work.metrics.get(path, Metric()))
+            if work.sites[path].geometry.weights > large:
+                give_back()
         return
     geometries = {path: work.sites[path].geometry for path in wanted}
     keep = sum(Sums(geometry).bytes for geometry in geometries.values()) <= BUDGET_BYTES
@@ -114,6 +119,8 @@ def metrics_of(
         if keep:
             work.metrics[path] = metric
         yield entry(path, metric)
+        if work.sites[path].geometry.weights > large:
+            give_back()
 
 
 def choose_ranks(captured: Captured, work: Work, request: Request, data: Any) -> dict[str, tuple[int, ...]]:

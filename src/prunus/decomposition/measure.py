@@ -17,6 +17,7 @@ from prunus.decomposition.sites import Site
 
 __all__ = ["measured_errors", "slower"]
 
+_BLOCK = 1 << 18  # values at a time
 _TURNS = 7  # timed runs of a layer and of its replacement
 
 
@@ -61,7 +62,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _squares(x: Tensor) -> float:
-    return float(x.square().sum(dtype=torch.float64))
+    return sum(float(part.square().sum(dtype=torch.float64)) for part in x.flatten().split(_BLOCK))
 
 
 def slower(site: Site, chain: nn.Module) -> str | None:

@@ -16,6 +16,7 @@ from prunus.decomposition.replace import Replacement, copy_with, factored, same_
 from prunus.decomposition.request import checked_ranks, held_layers
 from prunus.decomposition.sites import find_sites
 from prunus.errors import ConfigError, PlanError, VerificationError
+from prunus.heap import give_back
 from prunus.plan import LayerPlan
 
 __all__ = ["Outcome", "decided", "entries", "executed", "of_plan"]
@@ -52,6 +53,7 @@ def decided(
         TargetError: no ranks reach the target.
     """
     work = workable(captured, request.methods, held_layers(captured, hold))
+    give_back()  # of the forward pass
     if isinstance(request.goal, Mapping):
         request = checked_ranks(work, request)
     elif not work.sites:
@@ -103,12 +105,15 @@ def executed(
     chains = {path: each.chain for path, each in made.items()}
     new = copy_with(model, chains)
     error = same_as_hooked(captured, new, chains)
+    give_back()
     if not error <= TOLERANCE:
         raise VerificationError(
             f"the model with replaced layers differs by {error:.1e} from the original with the same layers' results overridden "
             f"(allowed {TOLERANCE:.0e}): its code looks at the layers otherwise than by calling them. Leave them alone with hold."
         )
-    return Outcome(new, made, measured_errors(captured, chains, data), work, error)
+    measured = measured_errors(captured, chains, data)
+    give_back()
+    return Outcome(new, made, measured, work, error)
 
 
 def entries(outcome: Outcome) -> tuple[LayerPlan, ...]:

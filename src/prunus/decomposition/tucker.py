@@ -116,7 +116,8 @@ def hooi(kernel: Tensor, rank_in: int, rank_out: int, tolerance: float = _EXACT)
     largest = (
         float(torch.linalg.vector_norm(kernel, float("inf"))) or 1.0
     )  # squares of small numbers must not vanish
-    _, u_in = _swept((kernel / largest).float(), rank_in, rank_out, tolerance)
+    single = torch.div(kernel, largest, out=torch.empty_like(kernel, dtype=torch.float32))
+    _, u_in = _swept(single, rank_in, rank_out, tolerance)
     u_out = _basis(_narrowed(kernel, 2, u_in.to(kernel.dtype)).flatten(2))[..., :rank_out]
     u_in = _basis(_narrowed(kernel, 1, u_out).transpose(1, 2).flatten(2))[..., :rank_in]
     return u_out, u_in
