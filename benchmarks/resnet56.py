@@ -33,9 +33,9 @@ def augmented(images: Tensor) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def tune(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, normalize) -> None:
+def tune(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, normalize, rate: float = RATE) -> None:
     """Plain stochastic gradient descent with momentum and a cosine schedule."""
-    optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=DECAY, nesterov=True)
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=DECAY, nesterov=True)
     steps = epochs * math.ceil(len(images) / BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
