@@ -7,6 +7,7 @@ from torch import nn
 import prunus
 from prunus.criteria import OBS
 from prunus.criteria.obs import _Reader, greedy
+from prunus.evidence import collect
 
 
 def random_problem(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,3 +94,56 @@ def test_every_kind_of_group_has_scores(sensitivity: bool) -> None:
     result = prunus.compress(model, data[0], method=method, target=prunus.Target(macs=0.6), data=data)
     assert result.report.after.macs <= 0.6 * result.report.before.macs
     assert (result.report.verification or {})["passed"] and result.report.recovery is not None
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_units_of_several_inputs_leave_together(width: int) -> None:
+    units = 4
+    covariance, power = random_problem(units * width, width)
+    reader, gone, total = _Reader(covariance, power, width), [], 0.0
+    for unit in (2, 0):
+        total += float(reader.errors()[unit])
+        reader.remove(torch.tensor([unit]))
+        gone += range(unit * width, (unit + 1) * width)
+        assert total == pytest.approx(schur(covariance, power, gone), rel=5e-3)  # damping
+    assert reader.errors()[[2, 0]].tolist() == [0, 0]
+    scores = greedy([_Reader(covariance, power, width)], torch.zeros(units, dtype=torch.float64))
+    single = [schur(covariance, power, list(range(u * width, (u + 1) * width))) for u in range(units)]
+    assert int(scores.argmin()) == min(range(units), key=single.__getitem__)
+
+
+class Heads(nn.Module):
+    """An attention without queries: four heads of three values, which one layer mixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(6, 12), nn.Linear(12, 5)
+        self.scale = nn.Parameter(torch.rand(4, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = self.value(x).unflatten(-1, (4, 3)) * self.scale
+        return self.out(value.flatten(-2))
+
+
+def test_heads_are_seen_input_by_input_and_the_one_that_another_repeats_leaves() -> None:
+    torch.manual_seed(0)
+    net = Heads().eval()
+    turn = torch.linalg.qr(torch.randn(3, 3))[0]
+    with torch.no_grad():  # head 3 is head 1, turned: only together are its values sums of that head's
+        net.value.weight[9:] = turn @ net.value.weight[3:6] * 4
+        net.value.bias[9:] = turn @ net.value.bias[3:6] * 4
+        net.value.weight[[0, 7]] += 1
+    x = torch.randn(512, 6)
+    structure = prunus.analyze(net, x[:2])
+    heads = next(group for group in structure.prunable if group.size == 4)
+    (moments, _) = OBS().needs
+    seen = collect(structure, [moments], [x], groups=[heads])
+    (sums,) = seen.per_sample(moments.key, heads.name).values()
+    inputs: list[torch.Tensor] = []
+    net.out.register_forward_hook(lambda m, args, out: inputs.append(args[0].detach().double()))
+    net(x)
+    expected = inputs[0].T @ inputs[0] / len(x)
+    assert sums.shape == (4, 3, 15)
+    torch.testing.assert_close(sums[..., :12].reshape(12, 12), expected, rtol=1e-4, atol=1e-4)
+    made = prunus.plan(structure, method=OBS(), ratio={heads.name: 0.25}, data=[x])
+    assert set(made.keep[heads.name]) in ({0, 1, 2}, {0, 2, 3})

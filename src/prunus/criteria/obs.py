@@ -13,6 +13,7 @@ from prunus.evidence import Need
 
 _KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
+_WIDEST = 1 << 14  # positions, of which all products are summed: 1 GB
 _STEPS = 128  # channels leave one by one in groups up to this size, and a few at a time in wider ones
 
 
@@ -31,8 +32,9 @@ class OBS:
     the weights that read the channels, divided by the variance of what they make.) The channel of least error leaves,
     G and C^-1 are updated as if it had been made up for, and so on: a channel's score is its error at the time when it leaves,
     never less than that of a channel before it. Errors compare between layers and add up: allocate with `"knapsack"`.
-    Queries and keys, which disappear in a product, are scored without repair, as are channels that lie several times in
-    what reads them (in each group of a convolution); those that no layer reads directly by their weights.
+    Where a unit is several inputs of a layer, as a head is or a channel that is flattened, they leave together:
+    e = tr(G_cc [C^-1]_cc^-1) of its block. Queries and keys, which disappear in a product, are scored without repair, as are
+    units with unlike numbers of inputs; those that no layer reads directly by their weights.
 
     Needs: data, a few hundred inputs without labels. Cost: a pass over them, gradients on 256 of them, and O(d^3) for d
     channels, per layer that reads them.
@@ -62,12 +64,9 @@ class OBS:
     @property
     def needs(self) -> tuple[Need, ...]:
         """Second moments of what is read, and of the outputs' gradients there."""
-        moments = Need(_KEY, "read", second_moments)
-        return (
-            (moments, Need(_SENSITIVITY, "read", second_moments, probe=True))
-            if self.sensitivity
-            else (moments,)
-        )
+        moments = Need(_KEY, "read", second_moments, by_position=True)
+        felt = Need(_SENSITIVITY, "read", second_moments, probe=True, by_position=True)
+        return (moments, felt) if self.sensitivity else (moments,)
 
     def score(self, group: GroupView) -> Tensor:
         """Return (units,) errors, >= 0."""
@@ -91,19 +90,18 @@ class OBS:
             if side == "1":
                 return None  # of the same product: what it loses is the same
             if gradients is not None:
-                return sums.squares / sums.count * gradients.squares / gradients.count
-            return _share(sums.squares * _Sums(other).squares)
+                return sums.by_unit(sums.power * gradients.power)
+            return _share(sums.by_unit(sums.squares) * _Sums(other).by_unit(_Sums(other).squares))
         weight = self._weight(group, layer)
         if gradients is None and weight is None:
             return None
-        variance = (sums.squares / sums.count - (sums.total / sums.count).square()).clamp(min=0)
-        if not sums.one_each:  # several positions for each unit, such as one in each group of a convolution
-            if gradients is not None:
-                return variance * gradients.squares / gradients.count * sums.positions / group.size
-            return None if weight is None else _share(variance * weight.square().sum(1))
+        if gradients is not None and sums.together and gradients.together:
+            return _Reader(sums.covariance(), gradients.gram / gradients.count[:, None], sums.width)
         if gradients is not None:
-            return _Reader(sums.covariance(), gradients.gram / gradients.count[:, None])
+            return sums.by_unit(sums.variance * gradients.power) * sums.repeated(group.size)
         assert weight is not None
+        if not sums.together or sums.width > 1:
+            return _share(sums.by_unit(sums.variance) * weight.square().sum(1))
         covariance, power = sums.covariance(), weight @ weight.T
         return _Reader(covariance, power / (power * covariance).sum().clamp(min=1e-300))
 
@@ -118,13 +116,29 @@ class OBS:
 
 
 class _Sums:
-    """What `second_moments` has put together."""
+    """What `second_moments` has put together: (units, ...), or (units, width, ...) apart by position."""
 
     def __init__(self, sums: Tensor) -> None:
+        self.width = sums.shape[1] if sums.dim() == 3 else 1
+        sums = sums.reshape(-1, sums.shape[-1])
         self.gram, self.squares, self.total = sums[:, :-3], sums[:, -3], sums[:, -2]
         self.count = sums[:, -1].clamp(min=1e-300)
-        self.positions = self.gram.shape[1]
-        self.one_each = self.gram.shape[0] == self.positions
+        self.together = self.gram.shape[0] == self.gram.shape[1]  # all products of positions are known
+
+    @property
+    def power(self) -> Tensor:
+        return self.squares / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.power - (self.total / self.count).square()).clamp(min=0)
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, self.width).sum(1)
+
+    def repeated(self, size: int) -> float:
+        """Positions of a unit, where they were summed."""
+        return 1.0 if self.together or self.width > 1 else max(self.gram.shape[1], size) / size
 
     def covariance(self) -> Tensor:
         mean = self.total / self.count
@@ -133,10 +147,18 @@ class _Sums:
 
 
 def second_moments(x: Tensor) -> Tensor:
-    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations."""
+    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations.
+
+    Without the products, (positions, 3), where there are too many positions for them.
+    """
     flat = x.flatten(1).float()
-    gram, count = flat @ flat.T, flat.new_full((len(flat), 1), flat.shape[1])
-    return torch.cat([gram, gram.diagonal()[:, None], flat.sum(1, keepdim=True), count], 1)
+    squares, total, count = (
+        flat.square().sum(1, keepdim=True),
+        flat.sum(1, keepdim=True),
+        flat.new_full((len(flat), 1), flat.shape[1]),
+    )
+    products = (flat @ flat.T,) if len(flat) <= _WIDEST else ()
+    return torch.cat([*products, squares, total, count], 1)
 
 
 def _share(energy: Tensor) -> Tensor:
@@ -152,22 +174,36 @@ class _Reader:
     """One layer that reads the channels, while they leave.
 
     Args:
-        covariance: (d, d) of the channels.
-        power: (d, d) how much errors of the channels, and of pairs of them, count.
+        covariance: (d, d) of its inputs.
+        power: (d, d) how much errors of its inputs, and of pairs of them, count.
+        width: inputs of a unit, which stand side by side and leave together.
     """
 
-    def __init__(self, covariance: Tensor, power: Tensor) -> None:
+    def __init__(self, covariance: Tensor, power: Tensor, width: int = 1) -> None:
         damping = _DAMPING * covariance.diagonal().mean().clamp(min=1e-300)
         eye = torch.eye(len(covariance), dtype=torch.float64)
         self.inverse = torch.linalg.inv(covariance + damping * eye)
         self.power = (power + power.T) / 2
+        self.width = width
 
     def errors(self) -> Tensor:
-        """(d,) of leaving each channel out."""
-        return self.power.diagonal().clamp(min=0) / self.inverse.diagonal().clamp(min=1e-300)
+        """(units,) of leaving each out."""
+        if self.width == 1:
+            return self.power.diagonal().clamp(min=0) / self.inverse.diagonal().clamp(min=1e-300)
+        inverse, power = self._blocks(self.inverse), self._blocks(self.power)
+        gone = inverse.diagonal(dim1=1, dim2=2).sum(1) <= 0  # their block is zero
+        inverse[gone] = torch.eye(self.width, dtype=torch.float64)
+        return torch.linalg.solve(inverse, power).diagonal(dim1=1, dim2=2).sum(1).clamp(min=0)
 
-    def remove(self, chosen: Tensor) -> None:
-        """Leave channels out, after the others have made up for them: W <- W - W_M Hi_MM^-1 Hi_M, Hi likewise."""
+    def _blocks(self, matrix: Tensor) -> Tensor:
+        """(units, width, width) copies of the blocks on the diagonal."""
+        parts = matrix.unflatten(0, (-1, self.width)).unflatten(2, (-1, self.width))
+        every = torch.arange(len(parts))
+        return parts[every, :, every]
+
+    def remove(self, units: Tensor) -> None:
+        """Leave units out, after the others have made up for them: W <- W - W_M Hi_MM^-1 Hi_M, Hi likewise."""
+        chosen = (units[:, None] * self.width + torch.arange(self.width)).flatten()
         block = self.inverse[chosen][:, chosen]
         column = torch.linalg.solve(block, self.inverse[chosen])  # (m, d)
         self.inverse.addmm_(self.inverse[:, chosen], column, alpha=-1)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from prunus.capture.sizes import is_symbolic
 from prunus.evidence.places import Place, Spot
 
-__all__ = ["Arrangement", "Operands", "arrangement", "operands"]
+__all__ = ["Arrangement", "Blocks", "Operands", "arrangement", "blocks", "operands"]
 
 
 class Arrangement:
@@ -21,14 +21,16 @@ class Arrangement:
         units: (positions,) the unit at each position.
     """
 
-    def __init__(self, node: fx.Node, spot: Spot) -> None:
+    def __init__(self, node: fx.Node, spot: Spot, runs: bool = True) -> None:
+        """With `runs`, units that stand in runs along an axis have a map there, of which all places count alike."""
         value = node.meta["val"]
         self._splits: list[
             tuple[int, int, bool]
         ] = []  # axis, number of labels along it, labels are the outer part
         labels = spot.units
         for i, axis in reversed(list(enumerate(spot.axes))):
-            split = _split(np.moveaxis(labels, i, 0), is_symbolic(value.shape[axis]))
+            merged = is_symbolic(value.shape[axis])
+            split = _split(np.moveaxis(labels, i, 0), merged) if runs or merged else None
             if split is not None:
                 count, outer = split
                 self._splits.append((axis, count, outer))
@@ -76,6 +78,23 @@ class Arrangement:
         labelled = self.rows.ndim
         x = x.reshape(math.prod(x.shape[:labelled]), *x.shape[labelled:])
         return x if self._taken is None else x.index_select(0, self._taken.to(x.device))
+
+
+class Blocks:
+    """An arrangement whose positions are in the order of their units, with as many for each.
+
+    Attributes:
+        width: positions of a unit.
+    """
+
+    def __init__(self, arranged: Arrangement, size: int) -> None:
+        self._arranged = arranged
+        self.width = max(1, len(arranged.units) // max(1, size))
+        self._order = torch.sort(arranged.units, stable=True).indices
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(units * width, samples, *map)."""
+        return self._arranged(x).index_select(0, self._order.to(x.device))
 
 
 def _split(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:
@@ -157,6 +176,15 @@ def _as_rows(units: np.ndarray, column: int) -> np.ndarray:
 def arrangement(place: Place) -> Arrangement:
     """How the value of a place becomes (positions, samples, *map)."""
     return Arrangement(place.node, place.spot)
+
+
+def blocks(place: Place, size: int) -> Blocks | Arrangement:
+    """Positions by unit, where all units have as many; else how values become positions in any order."""
+    arranged = Arrangement(place.node, place.spot, runs=False)
+    counts = torch.bincount(arranged.units, minlength=size)
+    return (
+        Blocks(arranged, size) if bool((counts == counts[0]).all()) and counts[0] > 0 else arrangement(place)
+    )
 
 
 def operands(place: Place, rows: np.ndarray | None) -> Operands:

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture import architecture_hash
 from prunus.errors import ConfigError
-from prunus.evidence.arrange import Arrangement, Operands, arrangement, operands
+from prunus.evidence.arrange import Blocks, Operands, arrangement, blocks, operands
 from prunus.evidence.batches import Batch, checked_batches, length_of
+from prunus.evidence.effects import Effects, Job, by_unit
 from prunus.evidence.interpret import Pass, ancestors
 from prunus.evidence.losses import loss_of
 from prunus.evidence.needs import Need
@@ -111,15 +112,6 @@ def collect(
     return Evidence(architecture_hash(structure.captured), samples, pass_.sums)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One need at one place."""
-
-    need: Need
-    place: Place
-    arranged: Arrangement | Operands
-
-
 class _Collector:
     def __init__(
         self, structure: Structure, needs: Sequence[Need], groups: Sequence[Group], loss: Any
@@ -129,10 +121,10 @@ class _Collector:
         self._sizes = {group.name: group.size for group in groups}
         rows = {group.name: group.rows for group in groups}
         places = Places(structure, groups)
-        self._at: dict[fx.Node, list[_Job]] = {}
-        self._before: dict[fx.Node, list[_Job]] = {}
-        self._gradients: dict[tuple[fx.Node, fx.Node], list[_Job]] = {}
-        self._probes: dict[tuple[fx.Node, fx.Node], list[_Job]] = {}
+        self._at: dict[fx.Node, list[Job]] = {}
+        self._before: dict[fx.Node, list[Job]] = {}
+        self._gradients: dict[tuple[fx.Node, fx.Node], list[Job]] = {}
+        self._probes: dict[tuple[fx.Node, fx.Node], list[Job]] = {}
         self._probed = 0
         for need in needs:
             for place in places.at(need.where):
@@ -142,11 +134,13 @@ class _Collector:
 
     def _add(self, need: Need, place: Place, rows: Any) -> None:
         if need.where == "product":
-            job = _Job(need, place, operands(place, rows))
+            job = Job(need, place, operands(place, rows))
         elif need.gradients and place.layer.endswith(":1"):
             return  # the other operand of the same product: what it loses is the same
+        elif need.by_position:
+            job = Job(need, place, blocks(place, self._sizes[place.group]))
         else:
-            job = _Job(need, place, arrangement(place))
+            job = Job(need, place, arrangement(place))
         if place.reader is None:
             self._at.setdefault(place.node, []).append(job)
         elif need.probe:
@@ -190,7 +184,7 @@ class _Collector:
             with torch.no_grad():
                 self._pass.run(leaves, look, None, before)
             return
-        effects = _Effects(self._gradients, self._sizes, batch.samples)
+        effects = Effects(self._gradients, self._sizes, batch.samples)
         with torch.enable_grad():
             found = self._pass.run(leaves, look, effects.replace, before)
             outputs = pytree.tree_unflatten(found, self.structure.captured.out_spec)
@@ -199,12 +193,12 @@ class _Collector:
             finish = self._finish[key]
             added(sums, key, group, GROUP, totals if finish is None else finish(totals))
 
-    def _look(self, jobs: list[_Job], sums: Sums, value: Tensor) -> None:
+    def _look(self, jobs: list[Job], sums: Sums, value: Tensor) -> None:
         for job in jobs:
             self._measure(job, (value,), sums)
 
     @torch.no_grad()
-    def _measure(self, job: _Job, values: tuple[Any, ...], sums: Sums) -> None:
+    def _measure(self, job: Job, values: tuple[Any, ...], sums: Sums) -> None:
         name, size = job.place.group, self._sizes[job.place.group]
         if isinstance(job.arranged, Operands):
             if not job.arranged.units.size:
@@ -213,7 +207,11 @@ class _Collector:
             total = found.new_zeros(size, *found.shape[1:])
             total[: len(found)] = found
         else:
-            total = _by_unit(job.need.measure(job.arranged(values[0].detach())), job.arranged.units, size)
+            found = job.need.measure(job.arranged(values[0].detach()))
+            if isinstance(job.arranged, Blocks):
+                total = found if job.arranged.width == 1 else found.unflatten(0, (size, job.arranged.width))
+            else:
+                total = by_unit(found, job.arranged.units, size)
         if not bool(torch.isfinite(total).all()):
             raise ConfigError(
                 f"{job.need.key}: the activations of {job.place.layer!r} are NaN or infinite on this data, so its sums are too"
@@ -244,56 +242,3 @@ class _Collector:
 def _any_loss(outputs: Any, batch: Any) -> Tensor:
     floats = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
     return torch.stack([x.float().mean() for x in floats]).sum()
-
-
-def _by_unit(found: Tensor, units: Tensor, size: int) -> Tensor:
-    """(positions, ...) added up by unit: (size, ...)."""
-    found = found.double()
-    return found.new_zeros(size, *found.shape[1:]).index_add_(0, units.to(found.device), found)
-
-
-class _Effects:
-    """What removing units would change in the loss, to first order, read after read."""
-
-    def __init__(
-        self, jobs: dict[tuple[fx.Node, fx.Node], list[_Job]], sizes: dict[str, int], samples: int
-    ) -> None:
-        self._jobs, self._sizes, self._samples = jobs, sizes, samples
-        self._found: dict[tuple[str, str], list[Tensor]] = {}
-
-    def replace(self, reader: fx.Node, operand: fx.Node, value: Any) -> Any:
-        """The same value, whose gradient is that through this reader alone."""
-        jobs = self._jobs.get((reader, operand))
-        if jobs is None or not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        alias = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        given = value.detach()
-
-        def hook(gradient: Tensor) -> None:
-            with torch.no_grad():
-                for job in jobs:
-                    assert isinstance(job.arranged, Arrangement)
-                    found = job.need.measure(job.arranged(given * gradient * self._samples))
-                    size = self._sizes[job.place.group]
-                    by_unit = _by_unit(found, job.arranged.units, size)
-                    self._found.setdefault((job.need.key, job.place.group), []).append(
-                        self._of_samples(by_unit)
-                    )
-
-        alias.register_hook(hook)
-        return alias
-
-    def _of_samples(self, found: Tensor) -> Tensor:
-        """(units, samples), where samples were laid out as several each, such as windows."""
-        if found.shape[1] != self._samples and found.shape[1] % self._samples == 0:
-            return found.reshape(len(found), self._samples, -1).sum(2)
-        return found
-
-    def totals(self) -> dict[tuple[str, str], Tensor]:
-        """(key, group) -> (units, samples); one column where not all of its reads know samples."""
-        totals = {}
-        for place, parts in self._found.items():
-            if any(part.shape[1] != parts[0].shape[1] for part in parts):
-                parts = [part.sum(1, keepdim=True) for part in parts]
-            totals[place] = torch.stack(parts).sum(0)
-        return totals

@@ -33,6 +33,9 @@ class Need:
             outputs through this reader alone. No labels are needed: the mean square of that gradient is how much noise in
             an activation changes the outputs (J. M. Hutchinson's estimator of the squared Jacobian). Taken on the first
             samples only.
+        by_position: with `"read"`: `measure` gets all positions that the reader tells apart, in the order of their units, and the
+            sums of a unit are kept apart by position: (units, positions of each, ...). Places where units have unlike numbers
+            of positions are summed by unit as without it, and so are those where each has one.
         finish: with `gradients`: turns (units, samples) into (units, ...) sums over the samples.
     """
 
@@ -41,4 +44,5 @@ class Need:
     measure: Callable[..., Tensor]
     gradients: bool = False
     probe: bool = False
+    by_position: bool = False
     finish: Callable[[Tensor], Tensor] | None = None
