@@ -16,7 +16,17 @@ from prunus.capture import Captured, concrete, size_of
 from prunus.recovery.layers import Layer
 from prunus.surgery.recipe import bound_arguments
 
-__all__ = ["Attention", "Queries", "find_attentions", "narrowed", "queries_of"]
+__all__ = [
+    "Attention",
+    "Queries",
+    "alone",
+    "find_attentions",
+    "is_move",
+    "moved",
+    "narrowed",
+    "numbered",
+    "queries_of",
+]
 
 aten = torch.ops.aten
 _SDPA = aten.scaled_dot_product_attention.default
@@ -136,7 +146,7 @@ def queries_of(query: fx.Node, layers: dict[fx.Node, Layer]) -> Queries | None:
     chain = [query]
     while chain[-1] not in layers:
         node = chain[-1]
-        if _kind(node) not in _MOVES and not _only_scales(node):
+        if not is_move(node) and not _only_scales(node):
             return None
         source = node.args[0]
         if not isinstance(source, fx.Node):
@@ -144,21 +154,21 @@ def queries_of(query: fx.Node, layers: dict[fx.Node, Layer]) -> Queries | None:
         chain.append(source)
     chain.reverse()
     layer = layers[chain[0]]
-    channels = _numbered(layer)
+    channels = numbered(layer)
     values = {layer.node: channels}
     for node in chain[1:]:
-        values[node] = _moved(node, values)
+        values[node] = moved(node, values)
     rows = values[query]
     first = rows[:1, :, :1]
     if rows.dim() != 4 or not bool((rows == first).all()):
         return None
     rows = first[0, :, 0]
-    if len(rows.unique()) != rows.numel() or not _alone(chain, values, set(rows.flatten().tolist())):
+    if len(rows.unique()) != rows.numel() or not alone(chain, values, set(rows.flatten().tolist())):
         return None
     return Queries(layer, rows, math.prod(_factor(node) for node in chain[1:]))
 
 
-def _numbered(layer: Layer) -> Tensor:
+def numbered(layer: Layer) -> Tensor:
     """The layer's output, each element being the number of its channel."""
     shape = size_of(layer.node)
     axis = layer.channel_axis % len(shape)
@@ -166,7 +176,8 @@ def _numbered(layer: Layer) -> Tensor:
     return numbers.expand(shape).clone()
 
 
-def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """What a node makes of the numbers of channels."""
     if _only_scales(node):
         return values[node.args[0]]  # type: ignore[index]
     args, kwargs = (
@@ -187,17 +198,22 @@ def _factor(node: fx.Node) -> float:
     return number if _kind(node) == "mul" else 1 / number
 
 
-def _alone(chain: list[fx.Node], values: dict[fx.Node, Any], rows: set[int]) -> bool:
-    """Whether nobody else gets any of the rows."""
+def is_move(node: fx.Node) -> bool:
+    """Whether it only moves numbers, or picks some."""
+    return _kind(node) in _MOVES
+
+
+def alone(chain: list[fx.Node], values: dict[fx.Node, Any], rows: set[int], shared_end: bool = False) -> bool:
+    """Whether nobody else gets any of the rows; with `shared_end`, up to the last node of the chain."""
     for node, following in pairwise(chain):
         for user in node.users:
             if user is following or _kind(user) == "sym_size":
                 continue
             if _kind(user) not in _PICKS:
                 return False
-            if any(rows & set(part.flatten().tolist()) for part in _tensors(_moved(user, values))):
+            if any(rows & set(part.flatten().tolist()) for part in _tensors(moved(user, values))):
                 return False
-    return len(chain[-1].users) == 1
+    return shared_end or len(chain[-1].users) == 1
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from prunus.recovery.attention import Attention, Queries, queries_of
 from prunus.recovery.layers import Layer
 from prunus.recovery.outcome import Repair
 from prunus.recovery.pair import Both, Pair
+from prunus.recovery.rotary import Turning, turning_queries
 from prunus.recovery.statistics import like
 from prunus.surgery.placement import module_path
 
@@ -85,7 +87,13 @@ def _about_mean(k: Tensor, weights: Tensor) -> Tensor:
     return w.sqrt() * (k - mean)
 
 
-def fit_logits(products: Products, start: Tensor, ridge: float, tolerance: float = 1e-10) -> Tensor:
+def fit_logits(
+    products: Products,
+    start: Tensor,
+    ridge: float,
+    tolerance: float = 1e-10,
+    nearest: Callable[[Tensor], Tensor] = lambda m: m,
+) -> Tensor:
     """(heads, d, e) M that minimizes |Q' M K'^T - Q K^T|^2 + r |M - start|^2 over all samples.
 
     Solves the normal equations, sum Q'^T Q' M K'^T K' + r M = sum Q'^T Q K^T K' + r start, by conjugate gradients; for one
@@ -96,13 +104,14 @@ def fit_logits(products: Products, start: Tensor, ridge: float, tolerance: float
         start: (heads, d, e).
         ridge: r in units of the mean eigenvalue.
         tolerance: at which the residual is small enough, relative to the right side.
+        nearest: orthogonal projection onto the matrices that are allowed, among them `start`.
     """
     count = len(products.qq)
     left, right = products.qq.mean(0), products.kk.mean(0)
     strength = ridge * count * _mean_of(left) * _mean_of(right)
 
     def applied(m: Tensor) -> Tensor:
-        return products.apply(m) + strength * m
+        return nearest(products.apply(m) + strength * m)
 
     (l_values, l_vectors), (r_values, r_vectors) = eigen(left), eigen(right)
     products_of_values = l_values.clamp(min=0)[:, :, None] * r_values.clamp(min=0)[:, None, :]
@@ -110,11 +119,12 @@ def fit_logits(products: Products, start: Tensor, ridge: float, tolerance: float
     divisor = divisor + 1e-12 * divisor.amax((1, 2), keepdim=True)  # some of it may be zero without r
 
     def eased(x: Tensor) -> Tensor:
-        return l_vectors @ ((l_vectors.mT @ x @ r_vectors) / divisor) @ r_vectors.mT
+        return nearest(l_vectors @ ((l_vectors.mT @ x @ r_vectors) / divisor) @ r_vectors.mT)
 
     m = start.clone()
-    residual = products.wanted.sum(0) - products.apply(start)
-    goal = tolerance * _dot(products.wanted.sum(0), products.wanted.sum(0)).sqrt()
+    right_side = nearest(products.wanted.sum(0))
+    residual = right_side - nearest(products.apply(start))
+    goal = tolerance * _dot(right_side, right_side).sqrt()
     step = eased(residual)
     norm = _dot(residual, step)
     for _ in range(_ITERATIONS):
@@ -153,17 +163,26 @@ def repair_attention(
         What the layer is called, with the reason if it cannot be repaired; and what was done.
     """
     queries = queries_of(now.query, layers)
+    turning = None if queries else _turning(pair, small, layers, now)
+    queries = turning.queries if turning else queries
     if queries is None:
         return (
             f"{module_path(now.node)} (queries and keys: something else than a layer makes them as they meet)",
             None,
         )
     path = path_of(small, queries.layer.weight)
-    repair = repair_logits(pair, now, was, queries, path)
+    repair = repair_logits(pair, now, was, queries, path, turning)
     return path if repair else f"{path} (queries and keys)", repair
 
 
-def repair_logits(pair: Pair, now: Attention, was: Attention, queries: Queries, path: str) -> Repair | None:
+def _turning(pair: Pair, small: Captured, layers: dict[fx.Node, Layer], now: Attention) -> Turning | None:
+    both = next(iter(pair.at(now.node, past=False)))
+    return turning_queries(small, now.query, pair.now(now.query, both), layers, pair.leaves)
+
+
+def repair_logits(
+    pair: Pair, now: Attention, was: Attention, queries: Queries, path: str, turning: Turning | None = None
+) -> Repair | None:
     """Fold the matrix that brings the logits nearest to the original's into the layer that makes the queries.
 
     Args:
@@ -171,14 +190,17 @@ def repair_logits(pair: Pair, now: Attention, was: Attention, queries: Queries, 
         now, was: the attention in the cut network and in the original.
         queries: where those of the cut network come from.
         path: what that layer is called.
+        turning: how they turn between the layer and the product with the keys: the matrix has to commute with that.
 
     Returns:
         What was done; None where nothing helps on held-out batches, or the heads do not match.
     """
     parts: tuple[list[Products], list[Products]] = ([], [])
     samples = -(-_SAMPLES // pair.count)
+    offset = queries.layer.bias_now() is not None and turning is None  # a constant would turn, too
+    nearest = turning.nearest if turning else lambda m: m
     for both in pair.at(now.node, past=False):
-        found = _products(pair, now, was, both, samples, queries.layer.bias_now() is not None)
+        found = _products(pair, now, was, both, samples, offset)
         if found is None:
             return None
         parts[both.held].append(found)
@@ -188,12 +210,13 @@ def repair_logits(pair: Pair, now: Attention, was: Attention, queries: Queries, 
     start = torch.eye(d, e, dtype=torch.float64, device=train.qq.device).expand(heads, d, e)
     before, chosen, least = held.error(start), None, held.error(start)
     for ridge in _RIDGES:
-        error = held.error(fit_logits(train, start, ridge, _ROUGHLY))
+        error = held.error(fit_logits(train, start, ridge, _ROUGHLY, nearest))
         if error < least:
             chosen, least = ridge, error
     if chosen is None:
         return None
-    m = fit_logits(Products.joined([train, held]) if held is not train else train, start, chosen)
+    every = Products.joined([train, held]) if held is not train else train
+    m = fit_logits(every, start, chosen, nearest=nearest)
     _fold(pair, queries, m)
     pair.change(now.query, lambda q: _turned(q, m))
     scale = max(float(held.square.sum()), 1e-30)
@@ -247,7 +270,8 @@ def _fold(pair: Pair, queries: Queries, m: Tensor) -> None:
         bias = pair.tensors[name]
         offset = bias.detach().double().clone()
         offset[rows] = torch.einsum("hij,hj->hi", square, offset[rows])
-        offset[rows] += m[:, width] / queries.factor
+        if m.shape[1] > width:
+            offset[rows] += m[:, width] / queries.factor
         pair.tensors[name] = like(bias, offset)
 
 

@@ -70,6 +70,7 @@ class Pair:
     Attributes:
         tensors: of the cut network; what is put here is used by all that runs afterwards.
         biases: paths of layers that were given a bias.
+        leaves: values of the graph's inputs in the first batch.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pair:
         allow_bias: bool = False,
     ) -> None:
         self.biases: list[str] = []
+        self.leaves = batches.leaves[0]
         self._captured, self._allow_bias = small, allow_bias
         self.tensors = dict(small.tensors)
         self.count = len(batches.leaves)
