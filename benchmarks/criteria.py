@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from textwrap import shorten
@@ -36,6 +36,9 @@ RUNS = [(m, a) for m in METHODS for a in ("uniform", "global")] + [
     ("l2", "isomorphic"),
     ("obs", "knapsack"),
 ]
+# with the width of the residual stream held: queries, keys, values and feed-forward layers alone
+HELD = ", residual held"
+HELD_RUNS = [(m, a + HELD) for m in ("l2", "snp") for a in ("uniform", "global")]
 TOKENS = 64  # sentences are cut or padded to so many
 
 
@@ -52,6 +55,7 @@ class Task:
         quality: of a model, higher is better.
         unit: what that is, and on how much data.
         kept: shares of multiply-accumulates.
+        stream: it is a transformer whose residual stream can get narrower.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Task:
     quality: Callable[[nn.Module], float]
     unit: str
     kept: tuple[float, ...]
+    stream: bool = False
 
 
 def images_task(
@@ -104,9 +109,10 @@ def vit(load: ModuleType, small: bool) -> Task:
     (x, y), (test_x, test_y) = load.imagenette("train"), load.imagenette("val")
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: 32 if small else 64]
     part = torch.randperm(len(test_x), generator=torch.Generator().manual_seed(1))[: 40 if small else 200]
-    return images_task(
+    task = images_task(
         "ViT-S/14, Imagenette", net, (x[some], y[some]), (test_x[part], test_y[part]), (0.8, 0.65), load
     )
+    return replace(task, stream=True)
 
 
 def minilm(load: ModuleType, small: bool) -> Task:
@@ -174,9 +180,11 @@ def measured(
     task: Task, structure: prunus.Structure, seen: Evidence, method: str, allocation: str, kept: float
 ) -> dict[str, Any]:
     """One row: the quality, or why there is none."""
+    held = [max(structure.prunable, key=lambda group: len(group.members)).name] if HELD in allocation else []
+    ways = allocation.removesuffix(HELD)
     try:
         made = prunus.plan(
-            structure, method=method, target=prunus.Target(macs=kept), allocation=allocation, data=seen
+            structure, method=method, target=prunus.Target(macs=kept), allocation=ways, data=seen, hold=held
         )
     except prunus.PrunusError as error:
         return {"reason": str(error).partition(". ")[0].rstrip(".")}
@@ -196,7 +204,8 @@ def run(names: list[str], small: bool, file: Path) -> None:
         except PackageNotFoundError as error:
             print(f"{name} is skipped: the weights come in a package; pip install {error.name}")
             continue
-        jobs = [("none", "", 1.0), *((m, a, kept) for kept in task.kept for m, a in RUNS)]
+        runs = RUNS + (HELD_RUNS if task.stream else [])
+        jobs = [("none", "", 1.0), *((m, a, kept) for kept in task.kept for m, a in runs)]
         jobs = [job for job in jobs if (name, *job, small) not in done]
         if not jobs:
             continue
@@ -283,6 +292,19 @@ def tables(file: Path) -> str:
     return "\n\n".join(parts)
 
 
+def held_table(file: Path) -> str:
+    """L2 beside SNP where the residual stream keeps its width."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    cells = {(r["task"], r["kept"], r["allocation"], r["method"]): r for r in rows if not r["small"]}
+    lines = []
+    for task, kept, allocation in sorted({key[:3] for key in cells if HELD in key[2]}, reverse=True):
+        found = [cells.get((task, kept, allocation, method)) for method in ("l2", "snp")]
+        if all(row and "quality" in row for row in found):
+            title = found[0]["title"]  # type: ignore[index]
+            lines.append([title, f"{kept:g} of the MACs", allocation.removesuffix(HELD), *(f"{row['quality']:.1f}" for row in found if row)])  # fmt: skip
+    return table(["network", "left", "allocation", "`l2`", "`snp`"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -309,6 +331,12 @@ def main() -> None:
     text = f"""# What every criterion leaves, before any training
 
 {tables(file)}
+
+## Where the residual stream keeps its width
+
+Queries and keys, values, heads and feed-forward layers alone.
+
+{held_table(file)}
 
 ## How few images will do
 

@@ -1,5 +1,6 @@
 """The three flows, the options of scores and numbers, and calibration data, from the outside."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,28 @@ def test_data_repairs_unless_that_is_not_wanted(tmp_path: Path, images: Path) ->
     plain = run("compress", BUILD, "-o", tmp_path / "plain", *words)
     assert "Repaired" not in plain.stdout and "Pruned by obs" in plain.stdout
     assert json.loads((tmp_path / "plain" / "report.json").read_text())["recovery"] is None
+
+
+def test_work_on_data_goes_on_after_an_interruption(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovering = importlib.import_module("prunus.recovery.recover")
+    own, fitted = recovering.compensate, []
+
+    def breaking(*args: Any) -> Any:
+        if len(fitted) == 1:
+            raise KeyboardInterrupt
+        fitted.append(args[2])
+        return own(*args)
+
+    noted = tmp_path / "noted"
+    words = ("compress", BUILD, "-o", tmp_path / "out", "--macs", "0.5", "--data", images)
+    words = (*words, "--batch-size", "4", "--checkpoint", noted)
+    monkeypatch.setattr(recovering, "compensate", breaking)
+    run(*words, code=130)  # as an interrupted command ends
+    assert noted.is_dir() and not (tmp_path / "out").exists()
+    fitted += ["go on"]
+    run(*words)
+    assert not noted.exists() and fitted.count(fitted[0]) == 1
+    words = ("compress", BUILD, "-o", tmp_path / "other", "--macs", "0.5", "--checkpoint", noted)
+    assert "without --data" in run(*words, code=2).stderr

@@ -1,5 +1,7 @@
 """``prunus compress``: everything in one go."""
 
+import typer
+
 from prunus.cli import options
 from prunus.cli.deciding import Wanted, goal_of
 from prunus.cli.progress import step, watched
@@ -23,6 +25,7 @@ def compress(
     batch_size: options.BatchSize = 32,
     recover: options.Recover = True,
     bias: options.Bias = False,
+    checkpoint: options.Checkpoint = None,
     hold: options.Hold = None,
     multiple_of: options.MultipleOf = 1,
     layer_norm: options.LayerNorm = None,
@@ -73,15 +76,19 @@ def compress(
     )
     from prunus.api import analyze, execute
     from prunus.artefact import require_savable
-    from prunus.recovery import STEPS
+    from prunus.recovery import STEPS, Checkpoint
 
+    if checkpoint is not None and data is None:
+        raise typer.BadParameter("without --data there is nothing to note.", param_hint="--checkpoint")
     require_savable(output, overwrite=overwrite, onnx=onnx)
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
         structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
-    made = wanted.plan(structure)
-    batches = wanted.batches(structure) if recover else None
+    given = wanted.batches(structure)
+    noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)
+    made = wanted.plan(structure, noted)
+    batches = given if recover else None
     with watched("Cutting" if no_verify else "Cutting and verifying", "layer") as progress:
         result = execute(
             structure,
@@ -91,5 +98,8 @@ def compress(
             steps=STEPS if batches is not None else (),
             allow_bias=bias,
             progress=progress,
+            checkpoint=noted,
         )
     save_result(result, output, overwrite=overwrite, onnx=onnx)
+    if noted:
+        noted.remove()

@@ -11,6 +11,7 @@ from prunus.cli.data import FileData
 from prunus.cli.progress import watched
 from prunus.criteria import Options
 from prunus.plan import Plan
+from prunus.recovery import Checkpoint
 from prunus.structure import LayerTable, Structure
 
 __all__ = ["Wanted", "asked"]
@@ -40,8 +41,12 @@ class Wanted:
     data: Path | None
     batch: int
 
-    def plan(self, structure: Structure) -> Plan:
+    def plan(self, structure: Structure, noted: Checkpoint | None = None) -> Plan:
         """Decide what stays; says how far it is where data is looked at.
+
+        Args:
+            structure: of the model.
+            noted: where what the data says is noted.
 
         Raises:
             PrunusError: see `prunus.plan`.
@@ -49,17 +54,17 @@ class Wanted:
         from prunus.decide import plan
 
         data = self.batches(structure)
-        method = self.method or ("l2" if data is None else "obs")
+        method = options.method_of(self.method or ("l2" if data is None else "obs"), self.seed)
         with watched("Deciding what stays") as progress:
             return plan(
                 structure,
-                method=options.method_of(method, self.seed),
+                method=method,
                 allocation=self.allocation,
                 options=self.options,
                 hold=self.hold,
                 multiple_of=self.multiple_of,
                 seed=self.seed,
-                data=data,
+                data=noted.evidence(structure, method, None, progress) if noted else data,
                 progress=progress,
                 **self.goal,
             )

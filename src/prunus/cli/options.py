@@ -62,6 +62,12 @@ Bias = Annotated[
     bool,
     typer.Option("--bias", help="With --data: give layers without a bias one where that helps."),
 ]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --data: a folder in which finished work is noted; the same command goes on there after an interruption.",
+    ),
+]
 Recover = Annotated[
     bool,
     typer.Option(
