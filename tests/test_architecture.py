@@ -15,6 +15,7 @@ ROOT = Path(prunus.__file__).parent
 ORDER = [
     "errors",
     "inputs",
+    "plan_schema",
     "eigen",
     "heap",
     "capture",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from prunus.allocation import (
     allocate,
     allocator_of,
     checked_ratio,
+    choice_by_index,
     contained,
     counts_of_ratios,
     held_by,
@@ -25,7 +25,7 @@ from prunus.criteria import ByIndex, Options, as_criterion, gather, score_groups
 from prunus.describe import describe
 from prunus.errors import ConfigError, PlanError
 from prunus.evidence import Progress
-from prunus.plan import GroupPlan, Plan, checked
+from prunus.plan import GroupPlan, Plan
 from prunus.structure import Group, LayerTable, Structure
 
 
@@ -83,7 +83,9 @@ def plan(
     if isinstance(method, ByIndex):
         if not (target is ratio is table is None):
             raise ConfigError("ByIndex says what stays: it takes no target, ratio or table")
-        return _by_index(structure, method, seed)
+        made = _plan(structure, choice_by_index(structure, method), "index", {}, seed)
+        check(structure, made)
+        return made
     criterion = as_criterion(method)
     options = _checked_options(options, criterion)
     goal = _goal(structure, target, ratio, table)
@@ -184,67 +186,6 @@ def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, f
         keep_class=structure.keep_class,
         seed=seed,
     )
-
-
-def _by_index(structure: Structure, method: ByIndex, seed: int) -> Plan:
-    """Check every list against the model; all problems in one message."""
-    choice: Choice = {}
-    problems = []
-    for listed, removing in ((method.keep, False), (method.remove, True)):
-        for name, indices in listed.items():
-            try:
-                group, units = _units(structure, name, indices)
-                stay = sorted(set(range(group.size)) - units) if removing else sorted(units)
-                if not stay:
-                    raise PlanError(f"{name}: this removes all {group.size} channels; at least one must stay")
-                if group.name in choice and not np.array_equal(choice[group.name], stay):
-                    raise PlanError(
-                        f"{name}: its channels are those of group {group.name!r}, for which other indices are given as well"
-                    )
-                choice[group.name] = np.array(stay)
-            except PlanError as error:
-                problems.append(str(error))
-    if problems:
-        raise PlanError("; ".join(problems))
-    made = _plan(structure, choice, "index", {}, seed)
-    check(structure, made)
-    return made
-
-
-def _units(structure: Structure, name: str, indices: Sequence[int]) -> tuple[Group, set[int]]:
-    by_name = {g.name: g for g in structure.groups}
-    if name in by_name and by_name[name].held is None:
-        group = by_name[name]
-        return group, set(checked(name, group.size, indices))
-    made = [g for g in structure.groups if name in g.producers and not g.outer]
-    free = [g for g in made if g.held is None]
-    if not free:
-        if made or name in by_name:
-            held = made[0].held if made else by_name[name].held
-            raise PlanError(f"{name}: nothing can be removed here: it {held}")
-        paths = {m for g in structure.groups for m in g.producers} | set(by_name)
-        beside = [g.name for g in structure.groups if name in g.modules and not g.outer]
-        if beside:
-            raise PlanError(
-                f"{name}: this layer makes no channels of its own; those that pass through it belong to {', '.join(beside)}"
-            )
-        near = difflib.get_close_matches(name, paths, 3)
-        raise PlanError(f"no layer or group {name!r}" + (f"; similar: {', '.join(near)}" if near else ""))
-    if len(free) > 1:
-        raise PlanError(
-            f"{name}: its output belongs to several groups; name one of {', '.join(g.name for g in free)}"
-        )
-    group = free[0]
-    axis = next(
-        p for p in structure.positions[group.name]
-        if structure.captured.names[p.placeholder].rpartition(".")[0] == name
-        and any(m.produces and m.axis == p.axis and m.parameter == structure.captured.names[p.placeholder] for m in group.members)
-    )  # fmt: skip
-    chosen = checked(name, len(axis.unit), indices)
-    fixed = [i for i in chosen if axis.unit[i] < 0]
-    if fixed:
-        raise PlanError(f"{name}: channel {fixed[0]} cannot be removed")
-    return group, {int(axis.unit[i]) for i in chosen}
 
 
 def check(structure: Structure, made: Plan) -> None:

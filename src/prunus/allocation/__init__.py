@@ -2,6 +2,7 @@
 
 from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of
 from prunus.allocation.budget import Budget, Choice, choice_of
+from prunus.allocation.by_index import choice_by_index
 from prunus.allocation.costs import Cost, CostModel
 from prunus.allocation.erk import erk, erk_densities
 from prunus.allocation.families import Family, contained, find_families, held_by
@@ -23,6 +24,7 @@ __all__ = [
     "allocate",
     "allocator_of",
     "checked_ratio",
+    "choice_by_index",
     "choice_of",
     "contained",
     "counts_of_ratios",
