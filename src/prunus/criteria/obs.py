@@ -13,7 +13,6 @@ from prunus.evidence import Need
 
 _KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
-_WIDEST = 1 << 14  # positions, of which all products are summed: 1 GB
 _STEPS = 128  # channels leave one by one in groups up to this size, and a few at a time in wider ones
 
 
@@ -147,18 +146,10 @@ class _Sums:
 
 
 def second_moments(x: Tensor) -> Tensor:
-    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations.
-
-    Without the products, (positions, 3), where there are too many positions for them.
-    """
+    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations."""
     flat = x.flatten(1).float()
-    squares, total, count = (
-        flat.square().sum(1, keepdim=True),
-        flat.sum(1, keepdim=True),
-        flat.new_full((len(flat), 1), flat.shape[1]),
-    )
-    products = (flat @ flat.T,) if len(flat) <= _WIDEST else ()
-    return torch.cat([*products, squares, total, count], 1)
+    gram, count = flat @ flat.T, flat.new_full((len(flat), 1), flat.shape[1])
+    return torch.cat([gram, gram.diagonal()[:, None], flat.sum(1, keepdim=True), count], 1)
 
 
 def _share(energy: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from prunus.evidence.places import Place, Spot
 
 __all__ = ["Arrangement", "Blocks", "Operands", "arrangement", "blocks", "operands"]
 
+_WIDEST = 4096  # positions that are told apart: sums of all their products take 134 MB
+
 
 class Arrangement:
     """How the values of one node become (positions, samples, *map).
@@ -179,12 +181,12 @@ def arrangement(place: Place) -> Arrangement:
 
 
 def blocks(place: Place, size: int) -> Blocks | Arrangement:
-    """Positions by unit, where all units have as many; else how values become positions in any order."""
+    """Positions by unit, where all units have as many and there are not too many; else as `arrangement`."""
     arranged = Arrangement(place.node, place.spot, runs=False)
     counts = torch.bincount(arranged.units, minlength=size)
-    return (
-        Blocks(arranged, size) if bool((counts == counts[0]).all()) and counts[0] > 0 else arrangement(place)
-    )
+    alike = bool((counts == counts[0]).all()) and int(counts[0]) > 0
+    few = len(arranged.units) <= max(_WIDEST, size)
+    return Blocks(arranged, size) if alike and few else arrangement(place)
 
 
 def operands(place: Place, rows: np.ndarray | None) -> Operands:

@@ -34,8 +34,8 @@ class Need:
             an activation changes the outputs (J. M. Hutchinson's estimator of the squared Jacobian). Taken on the first
             samples only.
         by_position: with `"read"`: `measure` gets all positions that the reader tells apart, in the order of their units, and the
-            sums of a unit are kept apart by position: (units, positions of each, ...). Places where units have unlike numbers
-            of positions are summed by unit as without it, and so are those where each has one.
+            sums of a unit are kept apart by position: (units, positions of each, ...). Where units have unlike numbers of
+            positions, or there are thousands of these, they are summed by unit as without it, as where each has one.
         finish: with `gradients`: turns (units, samples) into (units, ...) sums over the samples.
     """
 
