@@ -8,7 +8,7 @@ seen, so it keeps its sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,14 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
-from prunus.capture.export import Export, export_calls, export_module
+from prunus.capture.export import Export, NotExportableError, export_calls, export_module
 from prunus.capture.flow import Flow, kind_of_call, run_once, watched
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
 __all__ = ["Partial", "Parts", "capture_parts"]
 
+Check = Callable[[nn.Module, Inputs, Export], object]
 _PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.dtype, torch.device)
 
 
@@ -125,7 +126,7 @@ class _Search:
 
 
 def capture_parts(
-    model: nn.Module, example: Inputs, whole: CaptureError
+    model: nn.Module, example: Inputs, whole: CaptureError, check: Check
 ) -> tuple[Parts, Export, Inputs, Partial]:
     """Find the largest submodules that can be exported, and export them together.
 
@@ -137,6 +138,7 @@ def capture_parts(
         model: The model, in evaluation mode.
         example: Inputs with which it runs.
         whole: Why it cannot be exported as a whole.
+        check: Raises `NotExportableError` where the export of a submodule, with its inputs, is of no use.
 
     Raises:
         CaptureError: If no submodule with parameters can be exported: the given one.
@@ -146,7 +148,7 @@ def capture_parts(
     while frontier:
         wanted = {path: module for parent in frontier for path, module in _children(model, parent)}
         calls = _recorded(model, example, wanted) if wanted else {}
-        frontier = [path for path in wanted if not _try(search, path, wanted[path], calls[path])]
+        frontier = [path for path in wanted if not _try(search, path, wanted[path], calls[path], check)]
     if not search.parts:
         raise CaptureError(str(whole)) from whole.__cause__
     flow = watched(model, example, list(search.parts))
@@ -224,17 +226,26 @@ def _children(model: nn.Module, parent: str) -> Iterable[tuple[str, nn.Module]]:
             yield (f"{parent}.{name}" if parent else name), child
 
 
-def _try(search: _Search, path: str, module: nn.Module, calls: dict[str, Inputs] | CaptureError) -> bool:
+def _try(
+    search: _Search, path: str, module: nn.Module, calls: dict[str, Inputs] | CaptureError, check: Check
+) -> bool:
     """Export a submodule for each kind of call that it gets. False: its children have to be looked at."""
     if not calls:
         return False  # a container, or not used at all: nothing to tell
     try:
         if isinstance(calls, CaptureError):
             raise calls
-        search.parts[path] = {kind: export_module(module, call) for kind, call in calls.items()}
+        exports = {kind: export_module(module, call) for kind, call in calls.items()}
     except CaptureError as error:
         search.left_out.append(_left_out(path, error))
         return False
+    try:  # what has sizes that nobody knows beforehand can be exported, and no more
+        for kind, each in exports.items():
+            check(module, calls[kind], each)
+    except NotExportableError as error:
+        search.left_out.append(_left_out(path, error))
+        return False
+    search.parts[path] = exports
     return True
 
 

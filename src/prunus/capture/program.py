@@ -9,8 +9,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunus.capture.captured import Captured
+from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
+from prunus.capture.numbers import fold_numbers
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
@@ -31,7 +33,7 @@ def captured_from(
 
     Raises:
         CaptureError: If the program holds something that is neither a tensor nor a plain constant, or if the
-            size of some value depends on the data.
+            size of some value depends on the data (`NotExportableError`).
     """
     graph = _copied(program)
     nodes = graph.find_nodes(op="placeholder")
@@ -58,6 +60,7 @@ def captured_from(
             )
     _write_mutations(program, graph, placeholders, renamed)
     clean_graph(graph)
+    fold_numbers(graph, tensors, kinds)
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
     _require_known_sizes(graph)
     require_finite(placeholders, tensors, names, kinds)
@@ -198,7 +201,7 @@ def _require_known(node: fx.Node, value: Any) -> None:
     try:
         concrete(value)
     except CaptureError as error:
-        raise CaptureError(f"{node.name} ({node.target}): {error}") from None
+        raise NotExportableError(f"{node.name} ({node.target}): {error}") from None
 
 
 def _dynamic_batch(inputs: list[str], placeholders: dict[str, fx.Node]) -> int | None:

@@ -69,16 +69,19 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
     with left_as_found(model):
         try:
             export = export_module(model, example)
+            if forget_caches(model, export.program.constants.values()):
+                export = _second(model, example, export)
+            captured = captured_from(export.program, model, example, export.run_inputs)
         except NotExportableError as error:
             return _capture_parts(model, example, error)
-        if forget_caches(model, export.program.constants.values()):
-            export = _second(model, example, export)
-        captured = captured_from(export.program, model, example, export.run_inputs)
     return captured.with_(static_reason=export.static_reason, left_out=export.left_out)
 
 
 def _capture_parts(model: nn.Module, example: Inputs, error: NotExportableError) -> Captured:
-    parts, export, few, partial = capture_parts(model, example, error)
+    def check(module: nn.Module, call: Inputs, each: Export) -> Captured:
+        return captured_from(each.program, module, call, each.run_inputs)
+
+    parts, export, few, partial = capture_parts(model, example, error, check)
     captured = captured_from(export.program, parts, example, export.run_inputs)
     # each part has a batch of its own, so there is none of the whole
     return captured.with_(
