@@ -6,7 +6,7 @@ from torch import nn
 
 import prunus
 from prunus.criteria import OBS
-from prunus.criteria.obs import _Reader, greedy
+from prunus.criteria.obs import _Reader, _Sums, greedy, second_moments
 from prunus.evidence import collect
 
 
@@ -147,3 +147,10 @@ def test_heads_are_seen_input_by_input_and_the_one_that_another_repeats_leaves()
     torch.testing.assert_close(sums[..., :12].reshape(12, 12), expected, rtol=1e-4, atol=1e-4)
     made = prunus.plan(structure, method=OBS(), ratio={heads.name: 0.25}, data=[x])
     assert set(made.keep[heads.name]) in ({0, 1, 2}, {0, 2, 3})
+
+
+def test_little_variance_about_a_large_mean_is_not_lost() -> None:
+    x = 6 + 1e-3 * torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
+    sums = _Sums(sum(second_moments(part) for part in x.split(1024, 1)))  # type: ignore[arg-type]
+    expected = torch.cov(x.double(), correction=0)
+    torch.testing.assert_close(sums.covariance(), expected, rtol=1e-3, atol=1e-10)

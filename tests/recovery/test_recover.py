@@ -307,3 +307,24 @@ def test_batch_norm_alone() -> None:
     every = torch.cat(seen).transpose(0, 1).flatten(1)
     assert torch.allclose(module.get_buffer("bn3.running_mean"), every.mean(1), atol=1e-5)
     assert torch.allclose(module.get_buffer("bn3.running_var"), every.var(1), rtol=1e-4)
+
+
+def test_inputs_that_hardly_vary_about_a_large_mean_do_no_harm() -> None:
+    """As those of a saturated activation: in products of single precision, their variance is noise."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4096, 1, 6, generator=generator)
+    x[:, :, 3:] = 6 + 1e-4 * x[:, :, 3:]
+    truth = torch.randn(1, 2, 6, generator=generator)
+    t = torch.einsum("rgd,god->rgo", x, truth) + 0.1 * torch.randn(4096, 1, 2, generator=generator)
+    sums = Moments(), Moments()
+    for i, (part, target) in enumerate(zip(x.split(512), t.split(512), strict=True)):
+        sums[i % 2].add(part, target)
+    exact = Moments()
+    exact.add(x[:512].double(), t[:512].double())
+    single = Moments()
+    single.add(x[:512], t[:512])
+    for mine, theirs in zip(single.centered(True), exact.centered(True), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-9)
+    found = fit(sums[0], sums[1], bias=True)
+    assert found.weight is not None and 0 < found.after <= found.before
+    torch.testing.assert_close(found.weight[..., :3], truth[..., :3].double(), rtol=0, atol=0.02)

@@ -146,10 +146,19 @@ class _Sums:
 
 
 def second_moments(x: Tensor) -> Tensor:
-    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations."""
+    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations, in float64.
+
+    Products are taken about the means: of what hardly varies about a large mean, single precision would lose the variance.
+    """
     flat = x.flatten(1).float()
-    gram, count = flat @ flat.T, flat.new_full((len(flat), 1), flat.shape[1])
-    return torch.cat([gram, gram.diagonal()[:, None], flat.sum(1, keepdim=True), count], 1)
+    count = flat.shape[1]
+    mean = flat.mean(1, dtype=torch.float64).to(flat.dtype)
+    flat = flat - mean[:, None]
+    rest, mean = flat.sum(1, dtype=torch.float64), mean.double()
+    cross = rest[:, None] * mean
+    gram = (flat @ flat.T).double() + cross + cross.T + count * mean[:, None] * mean
+    total = (rest + count * mean)[:, None]
+    return torch.cat([gram, gram.diagonal()[:, None], total, torch.full_like(total, count)], 1)
 
 
 def _share(energy: Tensor) -> Tensor:

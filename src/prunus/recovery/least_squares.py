@@ -11,6 +11,7 @@ from prunus.eigen import eigen
 
 __all__ = ["Fit", "Fitter", "Moments", "fit"]
 
+_ROUNDING = 1e-6
 _RIDGES = tuple(10.0**e for e in (-6, -5, -4, -3, -2, -1, 0, 1))
 
 
@@ -38,10 +39,11 @@ class Moments:
     def add(self, x: Tensor, t: Tensor) -> None:
         """Count rows in."""
         self.aim(x, t)
-        x = x.transpose(0, 1)  # (groups, rows, d)
+        mean, x = _about_mean(x.transpose(0, 1))  # (groups, rows, d)
+        rest = x.sum(1, dtype=torch.float64)
         self.n += x.shape[1]
-        self.x = self.x + x.sum(1, dtype=torch.float64)
-        self.xx = self.xx + (x.transpose(1, 2) @ x).double()
+        self.x = self.x + rest + x.shape[1] * mean
+        self.xx = self.xx + _products(x, x, rest, mean, rest, mean)
 
     def without_targets(self) -> Moments:
         """The same inputs, to which `aim` adds targets."""
@@ -49,10 +51,11 @@ class Moments:
 
     def aim(self, x: Tensor, t: Tensor) -> None:
         """Count targets in, of rows whose inputs are counted already."""
-        x, t = x.transpose(0, 1), t.transpose(0, 1)
-        self.t = self.t + t.sum(1, dtype=torch.float64)
-        self.tx = self.tx + (t.transpose(1, 2) @ x).double()
-        self.tt = self.tt + t.double().square().sum(1)
+        self.tt = self.tt + t.transpose(0, 1).double().square().sum(1)
+        (x_mean, x), (t_mean, t) = (_about_mean(each.transpose(0, 1)) for each in (x, t))
+        x_rest, t_rest = (each.sum(1, dtype=torch.float64) for each in (x, t))
+        self.t = self.t + t_rest + t.shape[1] * t_mean
+        self.tx = self.tx + _products(t, x, t_rest, t_mean, x_rest, x_mean)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -68,6 +71,23 @@ class Moments:
             return xx, tx, tt
         x, t = self.x / n, self.t / n
         return xx - x[:, :, None] * x[:, None, :], tx - t[:, :, None] * x[:, None, :], tt - t.square()
+
+
+def _about_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(groups, d) means in float64, and the (groups, rows, d) rows about them, as exact as they were.
+
+    Inputs that hardly vary about a large mean, as those of a saturated activation, would lose their variance in products of
+    single precision.
+    """
+    mean = x.mean(1, dtype=torch.float64).to(x.dtype)  # as it is subtracted
+    return mean.double(), x - mean[:, None]
+
+
+def _products(a: Tensor, b: Tensor, a_rest: Tensor, a_mean: Tensor, b_rest: Tensor, b_mean: Tensor) -> Tensor:
+    """Sums of products of rows that were shifted by means, of which `rest` is left."""
+    outer = a_rest[:, :, None] * b_mean[:, None, :] + a_mean[:, :, None] * b_rest[:, None, :]
+    outer = outer + a.shape[1] * a_mean[:, :, None] * b_mean[:, None, :]
+    return (a.transpose(1, 2) @ b).double() + outer
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ class Fitter:
             weight = self._weight("train", train, ridge)
             offset = _bias(train, weight) if self.bias else None
             error = _held_error(held, weight, offset)
-            if error < best.after:
+            if -_ROUNDING * before <= error < best.after:  # what is far below zero is no error but noise
                 chosen, best = ridge, Fit(weight, offset, before, error, ridge)
         if chosen is None:
             return best
