@@ -145,7 +145,7 @@ def test_a_manifest_that_is_no_json(folder: Path, text: str) -> None:
 def test_files_that_are_not_named_are_never_read(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     (folder / "report.html").symlink_to("/nowhere")
-    load(folder)
+    assert load(folder) is not None
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.pkl", "pytorch_model.bin"])
@@ -190,7 +190,7 @@ def rewrite(
 
 def test_a_rewritten_model_loads(folder: Path) -> None:
     rewrite(folder, lambda name, data: data)
-    load(folder)
+    assert load(folder) is not None
 
 
 def test_pickled_example_inputs_are_not_run(folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path) -> None:
 def test_a_module_of_data_parallel(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     torch.save(nn.DataParallel(model).state_dict(), tmp_path / "w.pth")
-    nn.Linear(2, 3).load_state_dict(load_weights(tmp_path / "w.pth"))
+    loaded = nn.Linear(2, 3)
+    loaded.load_state_dict(load_weights(tmp_path / "w.pth"))
+    assert torch.equal(loaded.weight, model.weight) and torch.equal(loaded.bias, model.bias)
 
 
 class Marker:
