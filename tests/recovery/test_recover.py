@@ -125,6 +125,31 @@ def test_the_original_and_what_was_cut_stay_as_they_are() -> None:
     assert any(not torch.equal(t, tensors[name]) for name, t in repaired.tensors.items())
 
 
+def test_activations_that_write_in_place_change_nothing() -> None:
+    """Running statistics are repaired: what only activations write to is no reason to go on with old ones."""
+    torch.manual_seed(0)
+    model = Residual().eval()
+
+    class InPlace(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu_(self.bn1(self.conv1(x)))
+            x = x + self.bn3(self.inner2(torch.relu_(self.bn2(self.inner1(x)))))
+            return self.head(torch.relu_(self.deep(torch.relu_(x))).mean((2, 3)))
+
+    other = InPlace().eval()
+    other.load_state_dict(model.state_dict())
+    data = smooth(32)
+    found = []
+    for net in (model, other):
+        structure, small, keep = removed(net, data[0][:2], {"conv1": [1], "inner1": [0, 3, 5, 7]})
+        repaired, report = recover(structure, small, keep, data)
+        assert any(r.layer == "inner1" for r in report.repairs)  # its offset goes into a running mean
+        found.append(lift(repaired).eval())
+    for x in data:
+        with torch.no_grad():
+            torch.testing.assert_close(found[1](x), found[0](x), rtol=1e-4, atol=1e-5)
+
+
 def test_noise_is_not_fitted() -> None:
     """Fewer rows than weights: what the held-out rows do not confirm is not done."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from prunus.capture import Captured
 from prunus.evidence.interpret import last_uses
 from prunus.recovery.store import Store, Values
+from prunus.surgery.recipe import bound_arguments
 
 __all__ = ["Lane"]
 
@@ -47,10 +48,7 @@ class Lane:
         self._owner = captured.graph.owning_module
         self._last = last_uses(self.nodes)
         self._mutable = any(_writes(node) for node in self.nodes)
-        kinds = captured.kinds
-        self._written = {
-            n for n in self.nodes if self._mutable and kinds.get(n.name, "parameter") != "parameter"
-        }
+        self._written = _written(self.nodes)
         given = [dict(zip(captured.inputs, leaves, strict=True)) for leaves in batches]
         named = [{self.by_name[name]: value for name, value in each.items()} for each in given]
         self._store = Store(named, folder, resident)
@@ -91,7 +89,7 @@ class Lane:
 
     def _run(self, node: fx.Node, values: Values) -> None:
         if node.op == "placeholder":
-            # what the forward writes to is written to in a copy, one for each batch
+            # what the forward writes to is written to in a copy, one for each batch; all else may still be repaired
             if node in self._written and node.name in self._tensors:
                 values[node] = self._tensors[node.name].detach().clone()
         elif node.op == "get_attr":
@@ -105,3 +103,30 @@ class Lane:
 
 def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _written(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Placeholders that a graph writes to, in place or through views."""
+    sources: dict[fx.Node, set[fx.Node]] = {}  # value -> placeholders whose memory it may lie in
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder":
+            sources[node] = {node}
+        elif isinstance(node.target, torch._ops.OpOverload):
+            arguments = bound_arguments(node)
+            for argument in node.target._schema.arguments:
+                if argument.alias_info is None or argument.name not in arguments:
+                    continue
+                reached = _sources(arguments[argument.name], sources)
+                sources[node] = sources.get(node, set()) | reached
+                if argument.alias_info.is_write:
+                    found |= reached
+        else:  # an element of several results, say
+            sources[node] = _sources((node.args, node.kwargs), sources)
+    return found
+
+
+def _sources(value: Any, sources: Mapping[fx.Node, set[fx.Node]]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    map_arg(value, lambda node: found.update(sources.get(node, ())))
+    return found
