@@ -47,6 +47,7 @@ class GroupView:
         seed: a number that differs between groups and is the same in every run.
         evidence: what calibration data says, for criteria with `needs`: key -> layer -> (units, ...) sums per sample.
         multiplied: the units disappear in a product of two activations, as pairs of queries and keys do.
+        samples: how many the evidence is of.
     """
 
     name: str
@@ -55,6 +56,7 @@ class GroupView:
     seed: int = 0
     evidence: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
     multiplied: bool = False
+    samples: int = 0
 
     def seen(self, key: str, *, required: bool = True) -> dict[str, Tensor]:
         """Layer -> (units, ...) sums per sample, of one of the criterion's needs.

@@ -13,6 +13,7 @@ from prunus.evidence import Need
 
 _KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
+_APART = 0.5  # power of a map's size by which errors on it count
 _STEPS = 128  # channels leave one by one in groups up to this size, and a few at a time in wider ones
 
 
@@ -84,24 +85,26 @@ class OBS:
         """What one layer loses; None where another entry says it, or nothing is known."""
         sums = _Sums(seen[layer])
         gradients = _Sums(felt[layer]) if layer in felt else None
+        apart = float(sums.count.max()) ** _APART
         node, _, side = layer.rpartition(":")
         if side in ("0", "1") and (other := seen.get(f"{node}:{1 - int(side)}")) is not None:
             if side == "1":
                 return None  # of the same product: what it loses is the same
             if gradients is not None:
-                return sums.by_unit(sums.power * gradients.power)
+                return apart * sums.by_unit(sums.power * gradients.power)
             return _share(sums.by_unit(sums.squares) * _Sums(other).by_unit(_Sums(other).squares))
         weight = self._weight(group, layer)
         if gradients is None and weight is None:
             return None
         if gradients is not None and sums.together and gradients.together:
-            return _Reader(sums.covariance(), gradients.gram / gradients.count[:, None], sums.width)
+            felt_there = apart * gradients.gram / gradients.count[:, None]
+            return _Reader(sums.covariance(group.samples), felt_there, sums.width)
         if gradients is not None:
-            return sums.by_unit(sums.variance * gradients.power) * sums.repeated(group.size)
+            return apart * sums.by_unit(sums.variance * gradients.power) * sums.repeated(group.size)
         assert weight is not None
         if not sums.together or sums.width > 1:
             return _share(sums.by_unit(sums.variance) * weight.square().sum(1))
-        covariance, power = sums.covariance(), weight @ weight.T
+        covariance, power = sums.covariance(group.samples), weight @ weight.T
         return _Reader(covariance, power / (power * covariance).sum().clamp(min=1e-300))
 
     @staticmethod
@@ -139,10 +142,11 @@ class _Sums:
         """Positions of a unit, where they were summed."""
         return 1.0 if self.together or self.width > 1 else max(self.gram.shape[1], size) / size
 
-    def covariance(self) -> Tensor:
+    def covariance(self, samples: int) -> Tensor:
+        """Of the inputs; the less data there is for its size, the more of it is taken for chance."""
         mean = self.total / self.count
         covariance = self.gram / self.count[:, None] - mean[:, None] * mean[None, :]
-        return (covariance + covariance.T) / 2
+        return shrunk((covariance + covariance.T) / 2, samples * float(self.count.max()))
 
 
 def second_moments(x: Tensor) -> Tensor:
@@ -159,6 +163,19 @@ def second_moments(x: Tensor) -> Tensor:
     gram = (flat @ flat.T).double() + cross + cross.T + count * mean[:, None] * mean
     total = (rest + count * mean)[:, None]
     return torch.cat([gram, gram.diagonal()[:, None], total, torch.full_like(total, count)], 1)
+
+
+def shrunk(covariance: Tensor, count: float) -> Tensor:
+    """An estimate of the covariance from that of `count` samples: part of it is a multiple of the identity.
+
+    Where there are hardly more samples than channels, each would seem to be a sum of the others. How much is shrunk follows
+    from the matrix: oracle approximating shrinkage, Chen et al., 2010, arXiv:0907.4698.
+    """
+    size = len(covariance)
+    square, trace = float(covariance.square().sum()), float(covariance.trace())
+    chance = (count + 1 - 2 / size) * (square - trace**2 / size)
+    part = min(1.0, ((1 - 2 / size) * square + trace**2) / chance) if chance > 0 else 1.0
+    return (1 - part) * covariance + part * trace / size * torch.eye(size, dtype=covariance.dtype)
 
 
 def _share(energy: Tensor) -> Tensor:

@@ -57,7 +57,9 @@ class Views:
             else {}
         )
         seed = zlib.crc32(group.name.encode())
-        return GroupView(group.name, group.size, tuple(members), seed, seen, group.name in self.multiplied)
+        samples = self.evidence.samples if self.evidence else 0
+        multiplied = group.name in self.multiplied
+        return GroupView(group.name, group.size, tuple(members), seed, seen, multiplied, samples)
 
 
 class PlacedMember(MemberView):

@@ -39,8 +39,7 @@ class Moments:
     def add(self, x: Tensor, t: Tensor) -> None:
         """Count rows in."""
         self.aim(x, t)
-        mean, x = _about_mean(x.transpose(0, 1))  # (groups, rows, d)
-        rest = x.sum(1, dtype=torch.float64)
+        mean, rest, x = _about_mean(x)
         self.n += x.shape[1]
         self.x = self.x + rest + x.shape[1] * mean
         self.xx = self.xx + _products(x, x, rest, mean, rest, mean)
@@ -51,9 +50,8 @@ class Moments:
 
     def aim(self, x: Tensor, t: Tensor) -> None:
         """Count targets in, of rows whose inputs are counted already."""
-        self.tt = self.tt + t.transpose(0, 1).double().square().sum(1)
-        (x_mean, x), (t_mean, t) = (_about_mean(each.transpose(0, 1)) for each in (x, t))
-        x_rest, t_rest = (each.sum(1, dtype=torch.float64) for each in (x, t))
+        self.tt = self.tt + t.double().square().sum(0)
+        (x_mean, x_rest, x), (t_mean, t_rest, t) = _about_mean(x), _about_mean(t)
         self.t = self.t + t_rest + t.shape[1] * t_mean
         self.tx = self.tx + _products(t, x, t_rest, t_mean, x_rest, x_mean)
 
@@ -73,14 +71,15 @@ class Moments:
         return xx - x[:, :, None] * x[:, None, :], tx - t[:, :, None] * x[:, None, :], tt - t.square()
 
 
-def _about_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(groups, d) means in float64, and the (groups, rows, d) rows about them, as exact as they were.
+def _about_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(groups, d) means, what their rounding leaves to the sums, and the (groups, rows, d) rows about them.
 
     Inputs that hardly vary about a large mean, as those of a saturated activation, would lose their variance in products of
     single precision.
     """
-    mean = x.mean(1, dtype=torch.float64).to(x.dtype)  # as it is subtracted
-    return mean.double(), x - mean[:, None]
+    mean = x.mean(0)  # any number near it would do
+    x = x - mean
+    return mean.double(), x.sum(0).double(), x.transpose(0, 1)
 
 
 def _products(a: Tensor, b: Tensor, a_rest: Tensor, a_mean: Tensor, b_rest: Tensor, b_mean: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from prunus.recovery.pair import Both, Pair
 
 __all__ = ["Rows", "Sample"]
 
-_ROWS = 65536
+_ROWS, _FEWEST = 65536, 4096
+_FOR_EACH = 8  # rows for each number that is fitted, if it takes what it will
 _HELD_BYTES = 512 << 20  # rows that take more are gathered anew each time
 
 
@@ -37,7 +38,7 @@ class Sample:
 
 
 class Rows:
-    """At most 65,536 rows, the same ones whenever they are iterated over.
+    """At most 65,536 rows, the same ones whenever they are iterated over; fewer where they are wide, as those of depthwise layers.
 
     Args:
         pair: both networks.
@@ -56,14 +57,16 @@ class Rows:
             None if layer.bias is None else pair.tensors[layer.bias].detach().float(),
         )
         numbers = weight[0].numel() * layer.groups + 3 * weight.shape[0]
-        self._keeps = 4 * _ROWS * numbers <= _HELD_BYTES
+        fewest = max(_FEWEST, _FOR_EACH * weight[0].numel())
+        self._count = min(_ROWS, max(fewest, _HELD_BYTES // (4 * numbers)))
+        self._keeps = 4 * self._count * numbers <= _HELD_BYTES
         self.shares_sum = True  # what is added to the output is known, in both networks
 
     def __iter__(self) -> Iterator[Sample]:
         if self._kept is not None:
             yield from self._kept
             return
-        kept, per_batch = [], -(-_ROWS // self._pair.count)
+        kept, per_batch = [], -(-self._count // self._pair.count)
         for i, both in enumerate(self._pair.at(self._layer.node)):
             wanted = self._wanted(both)
             if wanted is None:
