@@ -6,7 +6,8 @@ from torch import nn
 
 import prunus
 from prunus.criteria import OBS
-from prunus.criteria.obs import _Reader, _Sums, greedy, second_moments
+from prunus.criteria.base import GroupView
+from prunus.criteria.obs import _Reader, _Sums, greedy, second_moments, shrunk
 from prunus.evidence import collect
 
 
@@ -154,3 +155,42 @@ def test_little_variance_about_a_large_mean_is_not_lost() -> None:
     sums = _Sums(sum(second_moments(part) for part in x.split(1024, 1)))  # type: ignore[arg-type]
     expected = torch.cov(x.double(), correction=0)
     torch.testing.assert_close(sums.covariance(10**9), expected, rtol=1e-3, atol=1e-10)
+
+
+def evidence_of(x: torch.Tensor, gradient: torch.Tensor) -> GroupView:
+    """A group of which one layer reads (channels, samples, *map) activations, with gradients there."""
+    samples = x.shape[1]
+    sums = {need.key: {"reader": second_moments(v) / samples} for need, v in zip(OBS().needs, (x, gradient), strict=True)}  # fmt: skip
+    return GroupView("group", len(x), (), evidence=sums, samples=samples)
+
+
+def test_the_same_error_on_a_larger_map_counts_more() -> None:
+    torch.manual_seed(0)
+    x, gradient = torch.randn(6, 500, 1, 1), torch.randn(6, 500, 1, 1)
+    one = OBS().score(evidence_of(x, gradient))
+    many = OBS().score(evidence_of(x.expand(-1, -1, 5, 5), gradient.expand(-1, -1, 5, 5)))
+    torch.testing.assert_close(
+        many, 5 * one, rtol=0.15, atol=0
+    )  # the root of 25 pixels; hardly less is shrunk
+
+
+def test_with_fewer_samples_than_channels_none_seems_to_be_a_sum_of_the_others() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(80, 5000)
+    few, many = (OBS().score(evidence_of(torch.randn(80, count), gradient)) for count in (60, 5000))
+    assert 0.5 < float(few.mean() / many.mean()) < 2  # independent channels: each is lost as a whole
+    mixed = torch.randn(80, 8) @ torch.randn(8, 5000) + 0.1 * torch.randn(80, 5000)
+    few, many = (OBS().score(evidence_of(mixed[:, :count], gradient)) for count in (60, 5000))
+    assert float(few.sort().values[40]) > 0.3 * float(many.sort().values[40])
+
+
+def test_a_shrunk_covariance_is_nearer_to_the_true_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(40, 40, generator=generator, dtype=torch.float64) / 40**0.5
+    true = mixing @ mixing.T + 0.2 * torch.eye(40)
+    draws = torch.linalg.cholesky(true) @ torch.randn(40, 30, generator=generator, dtype=torch.float64)
+    seen = draws @ draws.T / 30
+    nearer = shrunk(seen, 30)
+    assert float((nearer - true).norm()) < 0.8 * float((seen - true).norm())
+    torch.testing.assert_close(nearer.trace(), seen.trace())
+    torch.testing.assert_close(shrunk(true, 10**9), true, rtol=1e-6, atol=1e-6)
