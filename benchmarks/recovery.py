@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py                 # writes benchmarks/results/recovery.md
     python benchmarks/recovery.py --only resnet56 --again
-    python benchmarks/recovery.py --tune          # and ResNet-56 after three epochs of training, an hour more on two cores
+    python benchmarks/recovery.py --tune          # and ResNet-56 after three epochs of distillation, an hour more on two cores
 
 Each network is pruned to a share of its multiply-accumulates, counted over the whole network, by four ways: L2 (global), L2
 and batch normalizations estimated anew, the channels that `obs` chooses, and these with the repair that `compress(data=...)`
@@ -27,6 +27,7 @@ import torch
 from _record import RESULTS, data, table, write
 from resnet56 import EPOCHS, tune
 from torch import Tensor, nn
+from torch.nn import functional
 
 import prunus
 from prunus.api import execute
@@ -36,7 +37,8 @@ from prunus.evidence import collect
 STORE = RESULTS / "recovery.jsonl"
 SAMPLES = 1024
 HALF = (0.5, 0.5, 0.5)
-RATES = (0.01,)  # learning rates at first; for plain L2 from 0.05, see resnet56.py
+RATE = 0.02  # of learning, at first
+TEMPERATURE, SOFT = 4.0, 0.9  # of the original's outputs, and their share of the loss
 
 
 @dataclass(frozen=True)
@@ -184,21 +186,34 @@ def rows_of(
 
 
 def tuned(subject: Subject, load: Any, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """ResNet-56 at half of its MACs after three epochs of training, from plain L2 and from what has been repaired."""
+    """ResNet-56 at half of its MACs after three epochs of distillation, from plain L2 and from what has been repaired."""
     arrays, batches = load.cifar10(), subject.batches(0)
     structure = prunus.analyze(subject.net, batches[0][:2])
-    for method in ("l2", "obs"):
-        for rate in RATES:
-            said = f"{'L2' if method == 'l2' else 'obs + all'}, then {EPOCHS} epochs from a learning rate of {rate:g}"
-            if (0.5, said, 0) in done:
-                continue
-            torch.manual_seed(0)
-            data_of = batches if method == "obs" else None
-            made = prunus.plan(structure, method=method, target=prunus.Target(macs=0.5), data=data_of)
-            steps = ("compensate", "batch_norm") if method == "obs" else ()
-            net = execute(structure, made, verify=False, data=data_of, steps=steps).model
-            tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, rate)
-            yield _row("resnet56", "ResNet-56", 0.5, said, 0, subject, net, 0.0)
+    for method, came_from in (("obs", "obs + all"), ("l2", "L2")):
+        said = f"{came_from}, then {EPOCHS} epochs of distillation"
+        if (0.5, said, 0) in done:
+            continue
+        torch.manual_seed(0)
+        data_of = batches if method == "obs" else None
+        made = prunus.plan(structure, method=method, target=prunus.Target(macs=0.5), data=data_of)
+        steps = ("compensate", "batch_norm") if method == "obs" else ()
+        net = execute(structure, made, verify=False, data=data_of, steps=steps).model
+        loss = distillation(subject.net)
+        tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, RATE, loss)
+        yield _row("resnet56", "ResNet-56", 0.5, said, 0, subject, net, 0.0)
+
+
+def distillation(teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Loss by the teacher's softened outputs and the labels (Hinton et al., 2015, arXiv:1503.02531)."""
+
+    def loss(outputs: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = functional.log_softmax(teacher(inputs) / TEMPERATURE, 1)
+        found = functional.log_softmax(outputs / TEMPERATURE, 1)
+        soft = functional.kl_div(found, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
+        return SOFT * soft + (1 - SOFT) * functional.cross_entropy(outputs, labels)
+
+    return loss
 
 
 def others(
@@ -269,7 +284,8 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 No training, no labels: {SAMPLES:,} training inputs (1,023 for Imagenette). MACs are counted over the whole network. L2 is ranked
 globally; `obs` is allocated by knapsack; "all" is compensation and then batch normalizations where held-out inputs ask for it, which is
-what `prunus.compress(..., data=...)` does. Judged on: {judged}."""
+what `prunus.compress(..., data=...)` does. Distillation is training, with labels: all training images, the original's outputs at a
+temperature of {TEMPERATURE:g} for {SOFT:.0%} of the loss, SGD from a learning rate of {RATE:g}, the same for both. Judged on: {judged}."""
 
 
 def main() -> None:

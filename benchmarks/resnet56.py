@@ -33,7 +33,15 @@ def augmented(images: Tensor) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def tune(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, normalize, rate: float = RATE) -> None:
+def tune(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    normalize,
+    rate: float = RATE,
+    loss_of=lambda outputs, inputs, labels: F.cross_entropy(outputs, labels),
+) -> None:
     """Plain stochastic gradient descent with momentum and a cosine schedule."""
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=DECAY, nesterov=True)
     steps = epochs * math.ceil(len(images) / BATCH)
@@ -42,7 +50,8 @@ def tune(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, normalize,
         net.train()
         began, total = time.perf_counter(), 0.0
         for chosen in torch.randperm(len(images)).split(BATCH):
-            loss = F.cross_entropy(net(normalize(augmented(images[chosen]))), labels[chosen])
+            inputs = normalize(augmented(images[chosen]))
+            loss = loss_of(net(inputs), inputs, labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
