@@ -170,3 +170,21 @@ def test_a_list_of_something_else_is_a_damaged_plan(model: Gated) -> None:
     text = compressed(model).plan.to_json().replace('"biases": [', '"biases": [3,')
     with pytest.raises(prunus.PlanError, match="biases"):
         prunus.Plan.from_json(text)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_gets_one_too(groups: int) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(12, 4, 2, stride=2, groups=groups, bias=False)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), up).eval()
+    with torch.no_grad():
+        model[0].bias += 1  # what is lost has a mean
+    data = [torch.randn(16, 3, 6, 6) for _ in range(4)]
+    result = prunus.compress(model, data[0], target=prunus.Target(macs=0.5), data=data, allow_bias=True)
+    assert result.plan.biases == ("2",)
+    assert result.model[2].bias.shape == (4,)
+    plain = prunus.compress(model, data[0], target=prunus.Target(macs=0.5), data=data)
+    assert error(model, result.model, data) < error(model, plain.model, data)
+    again = prunus.apply(model, result.plan)
+    again.model.load_state_dict(result.model.state_dict())
+    assert torch.equal(again.model(data[0]), result.model(data[0]))

@@ -103,6 +103,22 @@ def test_a_duplicate_is_made_up_for_exactly() -> None:
     assert error(model, lift(repaired).eval(), data) < 1e-9
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_duplicate_in_front_of_a_transposed_convolution_is_made_up_for_exactly(groups: int) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), up).eval()
+    with torch.no_grad():  # each group of inputs loses one
+        for copy_, source in ((2, 1), (5, 4)):
+            model[0].weight[copy_], model[0].bias[copy_] = model[0].weight[source], model[0].bias[source]
+    data = smooth(32)
+    structure, small, keep = removed(model, data[0][:2], {"0": [2, 5]})
+    assert error(model, lift(small).eval(), data) > 1e-3
+    repaired, report = recover(structure, small, keep, data)
+    assert [r.layer for r in report.repairs] == ["2"]
+    assert error(model, lift(repaired).eval(), data) < 1e-9
+
+
 def test_a_dependent_channel_of_a_linear_layer_is_made_up_for_exactly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4)).eval()  # three inputs: any three of six suffice
@@ -238,6 +254,11 @@ def test_nothing_is_done_where_nothing_helps() -> None:
         nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
         nn.Conv1d(4, 6, 5, stride=3, padding=2),
         nn.Conv3d(4, 6, 2, stride=(1, 2, 1), padding=1),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=(1, 3), dilation=(2, 1), groups=2, bias=False),
+        nn.ConvTranspose2d(4, 4, 2, stride=3, padding=(2, 0), output_padding=(2, 1), groups=4),
+        nn.ConvTranspose1d(4, 6, 5, stride=3, padding=2),
+        nn.ConvTranspose3d(4, 6, 2, stride=(1, 2, 1)),
     ],
     ids=lambda layer: f"{type(layer).__name__}-{layer.stride}-{layer.padding}-{layer.groups}",
 )
@@ -245,7 +266,7 @@ def test_inputs_times_weights_are_the_outputs(layer: nn.Module) -> None:
     from prunus.recovery.layers import find_layers
 
     torch.manual_seed(0)
-    sizes = {nn.Conv1d: (11,), nn.Conv2d: (7, 6), nn.Conv3d: (4, 5, 3)}[type(layer)]
+    sizes = {1: (11,), 2: (7, 6), 3: (4, 5, 3)}[len(layer.kernel_size)]
     x = torch.randn(2, 4, *sizes, dtype=torch.float64)
     captured = capture(nn.Sequential(layer.double(), nn.ReLU()).eval(), x)
     (found,) = find_layers(captured).values()
@@ -256,7 +277,9 @@ def test_inputs_times_weights_are_the_outputs(layer: nn.Module) -> None:
     wanted = found.outputs(layer(x).detach())
     rows = torch.randperm(len(wanted))[:17]
     patches = found.inputs(given, rows, tuple(weight.shape[2:]))
-    got = torch.einsum("rgd,god->rgo", patches, weight.reshape(found.groups, -1, patches.shape[2])).flatten(1)
+    matrix = found.matrix(weight)
+    assert torch.equal(found.as_weight(matrix, weight), weight)
+    got = torch.einsum("rgd,god->rgo", patches, matrix).flatten(1)
     got = got if layer.bias is None else got + layer.bias.detach()
     assert torch.allclose(got, wanted[rows], atol=1e-12)
 

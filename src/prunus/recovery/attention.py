@@ -154,6 +154,8 @@ def queries_of(query: fx.Node, layers: dict[fx.Node, Layer]) -> Queries | None:
         chain.append(source)
     chain.reverse()
     layer = layers[chain[0]]
+    if layer.transposed:
+        return None
     channels = numbered(layer)
     values = {layer.node: channels}
     for node in chain[1:]:

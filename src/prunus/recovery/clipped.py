@@ -80,7 +80,7 @@ class _Judge:
     def __init__(self, layer: Layer, pair: Pair, clip: Clip) -> None:
         self._clip = clip
         weight = pair.tensors[layer.weight]
-        gain, shift = affine_of(clip.norms, pair.tensors, len(weight))
+        gain, shift = affine_of(clip.norms, pair.tensors, layer.width(weight))
         self._gain, self._shift = (
             each.to(weight.device).float().reshape(layer.groups, -1) for each in (gain, shift)
         )

@@ -63,7 +63,7 @@ def _fitted(pair: Pair, layer: Layer, train: Moments, held: Moments) -> tuple[Fi
 
 def _apply(pair: Pair, layer: Layer, found: Fit, correction: Tensor) -> None:
     weight = pair.tensors[layer.weight]
-    pair.tensors[layer.weight] = like(weight, weight.detach().double() + correction.reshape(weight.shape))
+    pair.tensors[layer.weight] = like(weight, weight.detach().double() + layer.as_weight(correction, weight))
     if found.bias is None:
         return
     offset = found.bias.reshape(-1)

@@ -8,19 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from prunus.capture import Captured
+from prunus.recovery.windows import CONVS, TRANSPOSED, as_weight, matrix_of, windows
 from prunus.surgery.recipe import bound_arguments
 
 __all__ = ["Clip", "Layer", "Shortcut", "affine_of", "find_layers", "frozen_norm", "gain_of"]
 
 aten = torch.ops.aten
-_CONVS = {
-    f: n
-    for n, name in ((1, "conv1d"), (2, "conv2d"), (3, "conv3d"))
-    for f in (getattr(aten, name).default, getattr(aten, name).padding)
-}
 _DROPOUTS = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)  # fmt: skip
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
 _MULS = (aten.mul.Tensor, aten.mul_.Tensor)
@@ -57,7 +52,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer or convolution of the small graph.
+    """A linear layer or convolution, transposed or not, of the small graph.
 
     Attributes:
         node: the call.
@@ -82,7 +77,24 @@ class Layer:
     @property
     def spatial(self) -> int:
         """Number of axes of the map; 0 for a linear layer."""
-        return _CONVS.get(self.node.target, 0)  # type: ignore[arg-type]
+        return CONVS.get(self.node.target, 0)  # type: ignore[arg-type]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weight has its inputs first."""
+        return self.node.target in TRANSPOSED
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(groups, out per group, in per group times kernel) of its weight."""
+        return matrix_of(weight, self.groups, self.transposed)
+
+    def as_weight(self, matrix: Tensor, weight: Tensor) -> Tensor:
+        """What `matrix` laid out, in the shape of the weight again."""
+        return as_weight(matrix, weight, self.transposed)
+
+    def width(self, weight: Tensor) -> int:
+        """Number of outputs."""
+        return weight.shape[1] * self.groups if self.transposed else weight.shape[0]
 
     def bias_now(self) -> str | None:
         """Placeholder of the bias, also of one that the layer was given meanwhile."""
@@ -113,32 +125,11 @@ class Layer:
         """
         if not self.spatial:
             return x.reshape(-1, x.shape[-1])[rows].unsqueeze(1)
-        windows = self._windows(x, kernel)
-        sizes = (windows.shape[0], *windows.shape[2 : 2 + self.spatial])
+        seen = windows(x, kernel, self.arguments, self.transposed)
+        sizes = (seen.shape[0], *seen.shape[2 : 2 + self.spatial])
         at = torch.unravel_index(rows, sizes)
-        picked = windows[(at[0], slice(None), *at[1:])]  # (rows, in, *kernel)
+        picked = seen[(at[0], slice(None), *at[1:])]  # (rows, in, *kernel)
         return picked.reshape(len(rows), self.groups, -1)
-
-    def _windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-        """(batch, in, *out, *kernel), a view where nothing is padded."""
-        count = self.spatial
-        stride, dilation = (_each(self.arguments.get(k, 1), count) for k in ("stride", "dilation"))
-        padding = self.arguments.get("padding", 0)
-        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if padding == "same":
-            sides = [(span // 2, span - span // 2) for span in spans]
-        else:
-            sides = [(p, p) for p in _each(0 if padding == "valid" else padding, count)]
-        if any(before or after for before, after in sides):
-            x = functional.pad(x, [side for pair in reversed(sides) for side in pair])
-        for i in range(count):
-            x = x.unfold(2 + i, spans[i] + 1, stride[i])[..., :: dilation[i]]
-        return x
-
-
-def _each(value: Any, count: int) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return [int(v) for v in (values * count if len(values) == 1 else values)]
 
 
 def find_layers(small: Captured) -> dict[fx.Node, Layer]:
@@ -146,7 +137,7 @@ def find_layers(small: Captured) -> dict[fx.Node, Layer]:
     dependent = small.input_dependent()
     found = {}
     for node in small.graph.nodes:
-        if node not in dependent or node.target not in (aten.linear.default, *_CONVS):
+        if node not in dependent or node.target not in (aten.linear.default, *CONVS):
             continue
         arguments = bound_arguments(node)
         source, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
@@ -261,7 +252,7 @@ def affine_of(norms: Sequence[fx.Node], tensors: Mapping[str, Tensor], size: int
 def gain_of(layer: Layer, tensors: dict[str, Tensor]) -> Tensor | None:
     """(out,) by which a layer's output is multiplied before it is added to its shortcut; None where that has another form."""
     assert layer.shortcut is not None
-    size = tensors[layer.weight].shape[0]
+    size = layer.width(tensors[layer.weight])
     gain = torch.ones(size, dtype=torch.float64, device=tensors[layer.weight].device)
     for node in layer.shortcut.scales:
         if node.target is aten.batch_norm.default:

@@ -69,6 +69,8 @@ def turning_queries(
     if len(sources) != 1:
         return None
     layer = layers[sources.pop()]
+    if layer.transposed:
+        return None
     chain, values = _moves_from(layer, before)
     while chain and _by_head(values[chain[-1]], sizes) is None:
         chain.pop()

@@ -53,11 +53,12 @@ class Rows:
         self._kept: list[Sample] | None = None
         weight = pair.tensors[layer.weight]
         self._start = (
-            weight.detach().float(),
+            layer.matrix(weight.detach().float()),
             None if layer.bias is None else pair.tensors[layer.bias].detach().float(),
         )
-        numbers = weight[0].numel() * layer.groups + 3 * weight.shape[0]
-        fewest = max(_FEWEST, _FOR_EACH * weight[0].numel())
+        wide = self._start[0].shape[2]
+        numbers = wide * layer.groups + 3 * layer.width(weight)
+        fewest = max(_FEWEST, _FOR_EACH * wide)
         self._count = min(_ROWS, max(fewest, _HELD_BYTES // (4 * numbers)))
         self._keeps = 4 * self._count * numbers <= _HELD_BYTES
         self.shares_sum = True  # what is added to the output is known, in both networks
@@ -82,13 +83,14 @@ class Rows:
             self._kept = kept
 
     def _sample(self, both: Both, wanted: Tensor, rows: Tensor) -> Sample:
-        layer, (weight, bias) = self._layer, self._start
-        x = layer.inputs(self._pair.now(layer.source, both), rows, tuple(weight.shape[2:])).float()
+        layer, (matrix, bias) = self._layer, self._start
+        kernel = tuple(self._pair.tensors[layer.weight].shape[2:])
+        x = layer.inputs(self._pair.now(layer.source, both), rows, kernel).float()
 
         def picked(value: Tensor) -> Tensor:
             return layer.outputs(value)[rows].float().reshape(len(rows), layer.groups, -1)
 
-        start = torch.einsum("rgd,god->rgo", x, weight.reshape(layer.groups, -1, x.shape[2]))
+        start = torch.einsum("rgd,god->rgo", x, matrix)
         if bias is not None:
             start = start + bias.reshape(layer.groups, -1)
         other = None
@@ -100,7 +102,7 @@ class Rows:
         """What the layer should put out, for one batch; None where that is not known."""
         pair, layer = self._pair, self._layer
         y = pair.wanted(layer.node.name, both)
-        if y is None or y.shape[layer.channel_axis] != pair.tensors[layer.weight].shape[0]:
+        if y is None or y.shape[layer.channel_axis] != layer.width(pair.tensors[layer.weight]):
             return None
         if layer.shortcut is None:
             return y

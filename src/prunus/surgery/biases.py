@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from prunus.capture import Captured
 from prunus.errors import PlanError
 from prunus.surgery.placement import module_path
+from prunus.surgery.recipe import bound_arguments
 
 __all__ = ["bias_path", "give_bias", "with_own_graph", "with_zero_biases"]
 
@@ -19,6 +20,8 @@ _LAYERS = {
     aten.conv1d.default: nn.Conv1d, aten.conv1d.padding: nn.Conv1d,
     aten.conv2d.default: nn.Conv2d, aten.conv2d.padding: nn.Conv2d,
     aten.conv3d.default: nn.Conv3d, aten.conv3d.padding: nn.Conv3d,
+    aten.conv_transpose1d.default: nn.ConvTranspose1d, aten.conv_transpose2d.input: nn.ConvTranspose2d,
+    aten.conv_transpose3d.input: nn.ConvTranspose3d,
 }  # fmt: skip
 
 
@@ -117,5 +120,12 @@ def with_zero_biases(small: Captured, paths: Sequence[str]) -> Captured:
         weight = nodes[path].args[1]
         assert isinstance(weight, fx.Node)
         tensor = small.tensors[weight.name]
-        give_bias(small, nodes[path], path, tensor.detach().new_zeros(tensor.shape[0]))
+        give_bias(small, nodes[path], path, tensor.detach().new_zeros(_outputs(nodes[path], tensor)))
     return small
+
+
+def _outputs(node: fx.Node, weight: Tensor) -> int:
+    """How many outputs a layer has."""
+    if "conv_transpose" not in str(node.target):
+        return weight.shape[0]
+    return weight.shape[1] * int(bound_arguments(node).get("groups") or 1)
