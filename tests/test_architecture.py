@@ -17,6 +17,8 @@ ORDER = [
     "inputs",
     "plan_schema",
     "eigen",
+    "gram",
+    "windows",
     "heap",
     "capture",
     "structure",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunus.criteria.base import GroupView, register
 from prunus.evidence import Need
+from prunus.gram import gram
 
 _KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
@@ -159,14 +160,16 @@ def second_moments(x: Tensor) -> Tensor:
     Products are taken about the means: of what hardly varies about a large mean, single precision would lose the variance.
     """
     flat = x.flatten(1).float()
-    count = flat.shape[1]
-    mean = flat.mean(1, dtype=torch.float64).to(flat.dtype)
+    size, count = flat.shape
+    mean = flat.mean(1)  # any numbers near it would do
     flat = flat - mean[:, None]
-    rest, mean = flat.sum(1, dtype=torch.float64), mean.double()
-    cross = rest[:, None] * mean
-    gram = (flat @ flat.T).double() + cross + cross.T + count * mean[:, None] * mean
-    total = (rest + count * mean)[:, None]
-    return torch.cat([gram, gram.diagonal()[:, None], total, torch.full_like(total, count)], 1)
+    rest, mean = flat.sum(1).double(), mean.double()
+    found = torch.empty(size, size + 3, dtype=torch.float64, device=x.device)
+    products, half = found[:, :size], rest + count / 2 * mean
+    products.copy_(gram(flat))
+    products.addmm_(torch.stack([half, mean], 1), torch.stack([mean, half]))
+    found[:, size], found[:, size + 1], found[:, size + 2] = products.diagonal(), rest + count * mean, count
+    return found
 
 
 def shrunk(covariance: Tensor, count: float) -> Tensor:

@@ -17,6 +17,7 @@ from prunus.decomposition.metric import Metric
 from prunus.decomposition.patches import channel_rows, patch_rows
 from prunus.errors import CaptureError
 from prunus.evidence.batches import checked_batches
+from prunus.gram import gram
 from prunus.inputs import as_inputs
 
 __all__ = ["BUDGET_BYTES", "Sums", "collect_moments", "forward_all"]
@@ -65,7 +66,7 @@ class Sums:
         else:
             rows = channel_rows(x.float(), g)
         precision = torch.float64 if rows.shape[-1] <= _EXACT else torch.float32
-        second, first = (rows.mT @ rows).to(precision), rows.sum(1, dtype=torch.float64)
+        second, first = gram(rows.mT).to(precision), rows.sum(1, dtype=torch.float64)
         self.second = second if self.second is None else self.second.add_(second)
         self.first = first if self.first is None else self.first.add_(first)
         self.count += rows.shape[1]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunus.decomposition.geometry import Geometry
+from prunus.windows import spread, windows
 
 __all__ = ["channel_rows", "patch_rows"]
 
@@ -40,9 +41,7 @@ def patch_rows(
     x = x.reshape(-1, *x.shape[-1 - axes :])  # a layer also takes one sample without a batch
     stride = (1,) * axes if geometry.kind == "transposed" else geometry.stride
     x = _spread(x, geometry) if geometry.kind == "transposed" else _padded(x, geometry)
-    for i in range(axes):
-        reach = geometry.dilation[i] * (geometry.kernel[i] - 1) + 1
-        x = x.unfold(2 + i, reach, stride[i])[..., :: geometry.dilation[i]]
+    x = windows(x, geometry.kernel, stride, geometry.dilation)
     if geometry.kind == "transposed":
         x = x.flip(tuple(range(-axes, 0)))
     groups, inputs = geometry.groups, geometry.group_inputs
@@ -67,17 +66,9 @@ def _padded(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _spread(x: Tensor, geometry: Geometry) -> Tensor:
-    """The input with zeros between its values, over which a transposed convolution is an ordinary one."""
+    """What a transposed convolution is an ordinary one over."""
     assert not isinstance(geometry.padding, str)
-    for i, step in enumerate(geometry.stride):
-        if step > 1:
-            size = list(x.shape)
-            size[2 + i] = (size[2 + i] - 1) * step + 1
-            wide = x.new_zeros(size)
-            index = [slice(None)] * x.dim()
-            index[2 + i] = slice(None, None, step)
-            wide[tuple(index)] = x
-            x = wide
+    x = spread(x, geometry.stride)
     widths: list[int] = []
     for i in reversed(range(len(geometry.kernel))):
         room = geometry.dilation[i] * (geometry.kernel[i] - 1) - int(geometry.padding[i])

@@ -92,11 +92,13 @@ class Blocks:
     def __init__(self, arranged: Arrangement, size: int) -> None:
         self._arranged = arranged
         self.width = max(1, len(arranged.units) // max(1, size))
-        self._order = torch.sort(arranged.units, stable=True).indices
+        ordered = torch.sort(arranged.units, stable=True)
+        self._order = None if torch.equal(ordered.values, arranged.units) else ordered.indices
 
     def __call__(self, x: Tensor) -> Tensor:
         """(units * width, samples, *map)."""
-        return self._arranged(x).index_select(0, self._order.to(x.device))
+        x = self._arranged(x)  # a view, if it can be: transposed copies take as long as a layer
+        return x if self._order is None else x.index_select(0, self._order.to(x.device))
 
 
 def _split(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ class _Collector:
                 total = found if job.arranged.width == 1 else found.unflatten(0, (size, job.arranged.width))
             else:
                 total = by_unit(found, job.arranged.units, size)
-        if not bool(torch.isfinite(total).all()):
+        if not math.isfinite(float(total.sum())):
             raise ConfigError(
                 f"{job.need.key}: the activations of {job.place.layer!r} are NaN or infinite on this data, so its sums are too"
             )

@@ -137,7 +137,10 @@ def _nested(flat: Mapping[tuple[str, str, str], Tensor]) -> Sums:
 
 
 def added(sums: Sums, key: str, group: str, layer: str, more: Tensor) -> None:
-    """Add to a sum in place."""
+    """Add to a sum in place; the first one becomes it."""
     layers = sums.setdefault(key, {}).setdefault(group, {})
     more = more.to("cpu", torch.float64)
-    layers[layer] = layers[layer] + more if layer in layers else more
+    if layer in layers:
+        layers[layer] += more
+    else:
+        layers[layer] = more

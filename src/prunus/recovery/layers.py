@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.capture import Captured
-from prunus.recovery.windows import CONVS, TRANSPOSED, as_weight, matrix_of, windows
+from prunus.recovery.convolution import CONVS, TRANSPOSED, as_weight, matrix_of, windows_of
 from prunus.surgery.recipe import bound_arguments
 
 __all__ = ["Clip", "Layer", "Shortcut", "affine_of", "find_layers", "frozen_norm", "gain_of"]
@@ -125,7 +125,7 @@ class Layer:
         """
         if not self.spatial:
             return x.reshape(-1, x.shape[-1])[rows].unsqueeze(1)
-        seen = windows(x, kernel, self.arguments, self.transposed)
+        seen = windows_of(x, kernel, self.arguments, self.transposed)
         sizes = (seen.shape[0], *seen.shape[2 : 2 + self.spatial])
         at = torch.unravel_index(rows, sizes)
         picked = seen[(at[0], slice(None), *at[1:])]  # (rows, in, *kernel)

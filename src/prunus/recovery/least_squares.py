@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunus.eigen import eigen
+from prunus.gram import gram
 
 __all__ = ["Fit", "Fitter", "Moments", "fit"]
 
@@ -42,7 +43,7 @@ class Moments:
         mean, rest, x = _about_mean(x)
         self.n += x.shape[1]
         self.x = self.x + rest + x.shape[1] * mean
-        self.xx = self.xx + _products(x, x, rest, mean, rest, mean)
+        self.xx = self.xx + _shifted(gram(x.mT), rest, mean, rest, mean, x.shape[1])
 
     def without_targets(self) -> Moments:
         """The same inputs, to which `aim` adds targets."""
@@ -53,7 +54,7 @@ class Moments:
         self.tt = self.tt + t.double().square().sum(0)
         (x_mean, x_rest, x), (t_mean, t_rest, t) = _about_mean(x), _about_mean(t)
         self.t = self.t + t_rest + t.shape[1] * t_mean
-        self.tx = self.tx + _products(t, x, t_rest, t_mean, x_rest, x_mean)
+        self.tx = self.tx + _shifted(t.mT @ x, t_rest, t_mean, x_rest, x_mean, t.shape[1])
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -82,11 +83,12 @@ def _about_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean.double(), x.sum(0).double(), x.transpose(0, 1)
 
 
-def _products(a: Tensor, b: Tensor, a_rest: Tensor, a_mean: Tensor, b_rest: Tensor, b_mean: Tensor) -> Tensor:
-    """Sums of products of rows that were shifted by means, of which `rest` is left."""
-    outer = a_rest[:, :, None] * b_mean[:, None, :] + a_mean[:, :, None] * b_rest[:, None, :]
-    outer = outer + a.shape[1] * a_mean[:, :, None] * b_mean[:, None, :]
-    return (a.transpose(1, 2) @ b).double() + outer
+def _shifted(
+    products: Tensor, a_rest: Tensor, a_mean: Tensor, b_rest: Tensor, b_mean: Tensor, count: int
+) -> Tensor:
+    """Sums of products of rows, from those about means, of which `rest` is left; in float64."""
+    left = torch.stack([a_rest + count * a_mean, a_mean], 2)
+    return torch.baddbmm(products.double(), left, torch.stack([b_mean, b_rest], 1))
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Fitter:
 
     def __init__(self, bias: bool) -> None:
         self.bias = bias
-        self._spectra: dict[str, tuple[Tensor, Tensor]] = {}
+        self._basis: _Basis | None = None
+        self._factors: dict[float, Tensor] = {}
 
     def fit(self, train: Moments, held: Moments) -> Fit:
         """The correction that leaves least missing on held-out rows, fitted in the end to all of them.
@@ -136,32 +139,77 @@ class Fitter:
         before = float(held.tt.sum()) / max(held.n, 1)
         best = Fit(None, None, before, before)
         if self.bias:
-            error = _held_error(held, torch.zeros_like(train.tx), train.t / train.n)
+            error = _error_of_bias(held, train.t / train.n)
             if error < best.after:
                 best = Fit(
                     torch.zeros_like(train.tx), _all(train, held).t / (train.n + held.n), before, error
                 )
+        if self._basis is None:
+            self._basis = _Basis(train, held, self.bias)
         chosen = None
-        for ridge in _RIDGES:
-            weight = self._weight("train", train, ridge)
-            offset = _bias(train, weight) if self.bias else None
-            error = _held_error(held, weight, offset)
+        for ridge, error in zip(_RIDGES, self._basis.errors(train, held), strict=True):
             if -_ROUNDING * before <= error < best.after:  # what is far below zero is no error but noise
-                chosen, best = ridge, Fit(weight, offset, before, error, ridge)
+                chosen, best = ridge, Fit(None, None, before, error, ridge)
         if chosen is None:
             return best
         every = _all(train, held)
-        weight = self._weight("every", every, chosen)
+        weight = self._weight(every, chosen)
         return Fit(weight, _bias(every, weight) if self.bias else None, before, best.after, chosen)
 
-    def _weight(self, which: str, sums: Moments, ridge: float) -> Tensor:
-        xx, tx, _ = sums.centered(self.bias)
-        if which not in self._spectra:
-            values, vectors = eigen(xx)
-            self._spectra[which] = values.clamp(min=0), vectors
-        values, vectors = self._spectra[which]
-        strength = ridge * values.mean(1, keepdim=True) + 1e-30
-        return ((tx @ vectors) / (values + strength)[:, None, :]) @ vectors.transpose(1, 2)
+    def _weight(self, sums: Moments, ridge: float) -> Tensor:
+        """W' = C_tx (C_xx + ridge I)^-1 for all rows."""
+        if ridge not in self._factors:
+            xx = sums.centered(self.bias)[0]
+            factor, failed = torch.linalg.cholesky_ex(_stronger(xx, ridge))
+            if bool(failed.any()):  # rounding has made eigenvalues negative
+                values, vectors = eigen(xx)
+                xx = (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
+                factor = torch.linalg.cholesky(_stronger(xx, ridge))
+            self._factors[ridge] = factor
+        tx = sums.centered(self.bias)[1]
+        return torch.cholesky_solve(tx.mT, self._factors[ridge]).mT
+
+
+class _Basis:
+    """The eigenvectors of the inputs' second moments, in which each ridge only scales.
+
+    There the squares of what a fit misses on held-out rows are a quadratic form of the scales, the same one for all ridges.
+
+    Args:
+        train, held: sums of the rows that are fitted, and of others.
+        bias: whether there is a bias, which takes the means up.
+    """
+
+    def __init__(self, train: Moments, held: Moments, bias: bool) -> None:
+        self._with_bias = bias
+        values, self._vectors = eigen(train.centered(bias)[0])
+        values = values.clamp(min=0)
+        strength = torch.tensor(_RIDGES, dtype=values.dtype, device=values.device)[:, None, None]
+        self._scales = 1 / (values + strength * values.mean(1, keepdim=True) + 1e-30)  # (ridges, groups, d)
+        self._held = self._vectors.mT @ held.xx @ self._vectors
+        self._x, self._held_x = (self._turned(each.x[:, None, :])[:, 0] for each in (train, held))
+
+    def _turned(self, rows: Tensor) -> Tensor:
+        return rows @ self._vectors
+
+    def errors(self, train: Moments, held: Moments) -> list[float]:
+        """Mean square that each ridge leaves missing on held-out rows."""
+        n, scales = max(held.n, 1), self._scales
+        fitted, wanted = self._turned(train.centered(self._with_bias)[1]), self._turned(held.tx)
+        form = gram(fitted.mT) * self._held
+        error = held.tt.sum() - 2 * (scales * (fitted * wanted).sum(1)).sum((1, 2))
+        error = error + ((scales[:, :, None, :] @ form)[:, :, 0] * scales).sum((1, 2))
+        if self._with_bias:
+            sums, held_sums = (torch.einsum("god,rgd->rgo", fitted, scales * x) for x in (self._x, self._held_x))  # fmt: skip
+            bias = (train.t - sums) / train.n
+            error = error + (n * bias.square() - 2 * bias * (held.t - held_sums)).sum((1, 2))
+        return (error / n).tolist()
+
+
+def _stronger(xx: Tensor, ridge: float) -> Tensor:
+    """Second moments with more on the diagonal, relative to its mean."""
+    more = ridge * xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=0) + 1e-30
+    return xx + more[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
 
 
 def _all(train: Moments, held: Moments) -> Moments:
@@ -172,11 +220,7 @@ def _bias(moments: Moments, weight: Tensor) -> Tensor:
     return (moments.t - (weight @ moments.x[:, :, None])[:, :, 0]) / moments.n
 
 
-def _held_error(held: Moments, weight: Tensor, bias: Tensor | None) -> float:
-    """Mean square of `t - weight x - bias` over the held-out rows."""
-    n = held.n
-    error = held.tt - 2 * (weight * held.tx).sum(2) + ((weight @ held.xx) * weight).sum(2)
-    if bias is not None:
-        predicted = (weight @ held.x[:, :, None])[:, :, 0]
-        error = error - 2 * bias * (held.t - predicted) + n * bias.square()
-    return float(error.sum()) / max(n, 1)
+def _error_of_bias(held: Moments, bias: Tensor) -> float:
+    """Mean square of `t - bias` over the held-out rows."""
+    error = held.tt - 2 * bias * held.t + held.n * bias.square()
+    return float(error.sum()) / max(held.n, 1)

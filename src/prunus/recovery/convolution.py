@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["CONVS", "TRANSPOSED", "as_weight", "matrix_of", "windows"]
+from prunus.windows import spread, windows
+
+__all__ = ["CONVS", "TRANSPOSED", "as_weight", "matrix_of", "windows_of"]
 
 aten = torch.ops.aten
 TRANSPOSED = {
@@ -24,10 +26,8 @@ CONVS = {
 } | TRANSPOSED  # fmt: skip
 
 
-def windows(x: Tensor, kernel: tuple[int, ...], arguments: Mapping[str, Any], transposed: bool) -> Tensor:
+def windows_of(x: Tensor, kernel: tuple[int, ...], arguments: Mapping[str, Any], transposed: bool) -> Tensor:
     """(batch, in, *out, *kernel), a view where nothing is padded.
-
-    A transposed convolution is an ordinary one with the kernel turned round, over an input with zeros between its elements.
 
     Args:
         x: (batch, in, *sizes).
@@ -43,30 +43,18 @@ def windows(x: Tensor, kernel: tuple[int, ...], arguments: Mapping[str, Any], tr
         more = _each(arguments.get("output_padding", 0), count)
         gone = _each(padding, count)
         sides = [(span - p, span - p + m) for span, p, m in zip(spans, gone, more, strict=True)]
-        x, stride = _spread(x, stride), [1] * count
+        x, stride = spread(x, stride), [1] * count
     elif padding == "same":
         sides = [(span // 2, span - span // 2) for span in spans]
     else:
         sides = [(p, p) for p in _each(0 if padding == "valid" else padding, count)]
     if any(before or after for before, after in sides):
         x = functional.pad(x, [side for pair in reversed(sides) for side in pair])
-    for i in range(count):
-        x = x.unfold(2 + i, spans[i] + 1, stride[i])[..., :: dilation[i]]
-    return x
-
-
-def _spread(x: Tensor, stride: list[int]) -> Tensor:
-    """The same with `stride - 1` zeros between neighbours."""
-    if all(s == 1 for s in stride):
-        return x
-    sizes = [(size - 1) * s + 1 for size, s in zip(x.shape[2:], stride, strict=True)]
-    wide = x.new_zeros(*x.shape[:2], *sizes)
-    wide[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
-    return wide
+    return windows(x, kernel, stride, dilation)
 
 
 def matrix_of(weight: Tensor, groups: int, transposed: bool) -> Tensor:
-    """(groups, out per group, in per group times kernel) of a weight, in the order of `windows`."""
+    """(groups, out per group, in per group times kernel) of a weight, in the order of `windows_of`."""
     if not transposed:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     apart = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (groups, out, in, *kernel)
