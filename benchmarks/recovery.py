@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
@@ -37,8 +39,9 @@ from prunus.evidence import collect
 STORE = RESULTS / "recovery.jsonl"
 SAMPLES = 1024
 HALF = (0.5, 0.5, 0.5)
-RATE = 0.02  # of learning, at first
+RATE, BATCH = 0.01, 64  # of learning, at first
 TEMPERATURE, SOFT = 4.0, 0.9  # of the original's outputs, and their share of the loss
+HINTS = 3.0  # what the blocks' outputs count, by the mean over blocks
 
 
 @dataclass(frozen=True)
@@ -198,22 +201,47 @@ def tuned(subject: Subject, load: Any, done: set[tuple[Any, ...]]) -> Iterator[d
         made = prunus.plan(structure, method=method, target=prunus.Target(macs=0.5), data=data_of)
         steps = ("compensate",) if method == "obs" else ()
         net = execute(structure, made, verify=False, data=data_of, steps=steps).model
-        loss = distillation(subject.net)
-        tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, RATE, loss)
+        with distillation(subject.net, net) as loss:
+            tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, RATE, loss, BATCH)
         yield _row("resnet56", "ResNet-56", 0.5, said, 0, subject, net, 0.0)
 
 
-def distillation(teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Loss by the teacher's softened outputs and the labels (Hinton et al., 2015, arXiv:1503.02531)."""
+@contextmanager
+def distillation(
+    teacher: nn.Module, student: nn.Module
+) -> Iterator[Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Loss by the teacher's softened outputs, by what its blocks read, of which the student has some channels, and by the labels.
+
+    Hinton et al., 2015, arXiv:1503.02531; Romero et al., FitNets, 2015, arXiv:1412.6550.
+    """
+    seen: tuple[list[Tensor], list[Tensor]] = ([], [])
+    kept, hooks, norm = [], [], "bn1"
+    for name, _ in teacher.named_modules():
+        if re.fullmatch(r"layer\d\.\d+", name):
+            # surgery copies these numbers, and the repair leaves them as they are: they tell which channels there are
+            every, mine = (net.get_submodule(norm).weight for net in (teacher, student))
+            kept.append(torch.isin(every, mine).nonzero()[:, 0])
+            assert len(kept[-1]) == len(mine)
+            for net, to in zip((teacher, student), seen, strict=True):
+                reader = net.get_submodule(f"{name}.conv1")
+                hooks.append(reader.register_forward_pre_hook(lambda _, inputs, to=to: to.append(inputs[0])))
+            norm = f"{name}.bn2"
 
     def loss(outputs: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = functional.log_softmax(teacher(inputs) / TEMPERATURE, 1)
+        whole, part = seen
+        wished = [a[:, channels] for a, channels in zip(whole, kept, strict=True)]
+        hints = [(a - b).square().mean() / a.var() for a, b in zip(wished, part, strict=True)]
+        whole.clear(), part.clear()
         found = functional.log_softmax(outputs / TEMPERATURE, 1)
         soft = functional.kl_div(found, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
-        return SOFT * soft + (1 - SOFT) * functional.cross_entropy(outputs, labels)
+        hard = functional.cross_entropy(outputs, labels)
+        return SOFT * soft + (1 - SOFT) * hard + HINTS * torch.stack(hints).mean()
 
-    return loss
+    yield loss
+    for hook in hooks:
+        hook.remove()
 
 
 def others(
@@ -285,7 +313,8 @@ def report(rows: list[dict[str, Any]]) -> str:
 No training, no labels: {SAMPLES:,} training inputs (1,023 for Imagenette). MACs are counted over the whole network. L2 is ranked
 globally; `obs` is allocated by knapsack; "all" is compensation and then batch normalizations where held-out inputs ask for it, which is
 what `prunus.compress(..., data=...)` does. Distillation is training, with labels: all training images, the original's outputs at a
-temperature of {TEMPERATURE:g} for {SOFT:.0%} of the loss, SGD from a learning rate of {RATE:g}. Judged on: {judged}."""
+temperature of {TEMPERATURE:g} for {SOFT:.0%} of the loss, and what its blocks read; SGD, {BATCH} images at a time, from a learning rate
+of {RATE:g}. Judged on: {judged}."""
 
 
 def main() -> None:

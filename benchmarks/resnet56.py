@@ -41,15 +41,16 @@ def tune(
     normalize,
     rate: float = RATE,
     loss_of=lambda outputs, inputs, labels: F.cross_entropy(outputs, labels),
+    batch: int = BATCH,
 ) -> None:
     """Plain stochastic gradient descent with momentum and a cosine schedule."""
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=DECAY, nesterov=True)
-    steps = epochs * math.ceil(len(images) / BATCH)
+    steps = epochs * math.ceil(len(images) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
         net.train()
         began, total = time.perf_counter(), 0.0
-        for chosen in torch.randperm(len(images)).split(BATCH):
+        for chosen in torch.randperm(len(images)).split(batch):
             inputs = normalize(augmented(images[chosen]))
             loss = loss_of(net(inputs), inputs, labels[chosen])
             optimizer.zero_grad()
