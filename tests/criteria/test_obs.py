@@ -7,7 +7,8 @@ from torch import nn
 import prunus
 from prunus.criteria import OBS
 from prunus.criteria.base import GroupView
-from prunus.criteria.obs import _Reader, _Sums, greedy, second_moments, shrunk
+from prunus.criteria.moments import Sums, second_moments, shrunk
+from prunus.criteria.obs import _Reader, greedy
 from prunus.evidence import collect
 
 
@@ -137,7 +138,7 @@ def test_heads_are_seen_input_by_input_and_the_one_that_another_repeats_leaves()
     x = torch.randn(512, 6)
     structure = prunus.analyze(net, x[:2])
     heads = next(group for group in structure.prunable if group.size == 4)
-    (moments, _) = OBS().needs
+    moments, *_ = OBS().needs
     seen = collect(structure, [moments], [x], groups=[heads])
     (sums,) = seen.per_sample(moments.key, heads.name).values()
     inputs: list[torch.Tensor] = []
@@ -152,7 +153,7 @@ def test_heads_are_seen_input_by_input_and_the_one_that_another_repeats_leaves()
 
 def test_little_variance_about_a_large_mean_is_not_lost() -> None:
     x = 6 + 1e-3 * torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
-    sums = _Sums(sum(second_moments(part) for part in x.split(1024, 1)))  # type: ignore[arg-type]
+    sums = Sums(sum(second_moments(part) for part in x.split(1024, 1)))  # type: ignore[arg-type]
     expected = torch.cov(x.double(), correction=0)
     torch.testing.assert_close(sums.covariance(10**9), expected, rtol=1e-3, atol=1e-10)
 
@@ -160,7 +161,7 @@ def test_little_variance_about_a_large_mean_is_not_lost() -> None:
 def evidence_of(x: torch.Tensor, gradient: torch.Tensor) -> GroupView:
     """A group of which one layer reads (channels, samples, *map) activations, with gradients there."""
     samples = x.shape[1]
-    sums = {need.key: {"reader": second_moments(v) / samples} for need, v in zip(OBS().needs, (x, gradient), strict=True)}  # fmt: skip
+    sums = {need.key: {"reader": second_moments(v) / samples} for need, v in zip(OBS().needs[:2], (x, gradient), strict=True)}  # fmt: skip
     return GroupView("group", len(x), (), evidence=sums, samples=samples)
 
 

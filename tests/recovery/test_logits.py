@@ -1,5 +1,6 @@
 """Queries and keys that lost width: the logits that are nearest to the original's."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ from tests.recovery.test_recover import error
 
 HEADS, WIDTH, DIM = 2, 6, 12
 PRUNED = [[0, 1, 2, 3], [1, 2, 3, 5]]  # what each head keeps of its queries and keys
+
+
+@pytest.fixture(autouse=True)
+def chosen_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of heads that are not mixed first, see test_heads.py."""
+    monkeypatch.setattr(sys.modules["prunus.recovery.recover"], "mix_heads", lambda *_: [])
 
 
 def products(bias: bool, samples: int = 3, heads: int = 2) -> tuple[Products, list[Tensor]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from prunus.errors import ConfigError
@@ -48,6 +49,7 @@ class GroupView:
         evidence: what calibration data says, for criteria with `needs`: key -> layer -> (units, ...) sums per sample.
         multiplied: the units disappear in a product of two activations, as pairs of queries and keys do.
         samples: how many the evidence is of.
+        mixable: (rows, units per row) where what stays of each row may be mixtures of all of it, for criteria with `mixes`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class GroupView:
     evidence: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
     multiplied: bool = False
     samples: int = 0
+    mixable: np.ndarray | None = None
 
     def seen(self, key: str, *, required: bool = True) -> dict[str, Tensor]:
         """Layer -> (units, ...) sums per sample, of one of the criterion's needs.

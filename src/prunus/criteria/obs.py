@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from prunus.criteria.base import GroupView, register
+from prunus.criteria.mixtures import mixture_errors, weighed_moments
+from prunus.criteria.moments import Sums, second_moments
 from prunus.evidence import Need
-from prunus.gram import gram
 
-_KEY, _SENSITIVITY = "obs:second_moments", "obs:sensitivity"
+_KEY, _SENSITIVITY, _WEIGHED = "obs:second_moments", "obs:sensitivity", "obs:weighed_moments"
 _DAMPING = 1e-4  # of the mean variance: channels that are sums of others would divide by zero
 # Independent errors on P pixels would count P times, and one group alone, cut and repaired, costs about that. Of many groups at
 # once the later ones make up for part of what the earlier ones lose, on their larger maps. 0.5 was best of 0, 0.5, 0.75 and 1.
@@ -40,6 +41,9 @@ class OBS:
     Where a unit is several inputs of a layer, as a head is or a channel that is flattened, they leave together:
     e = tr(G_cc [C^-1]_cc^-1) of its block. Queries and keys, which disappear in a product, are scored without repair, as are
     units with unlike numbers of inputs; those that no layer reads directly by their weights.
+    Channels of attention heads are different where only products of queries and keys, or one layer behind the values, see them: what
+    stays of a head may be mixtures of all its channels, and the repair makes them so. The n-th channel that leaves a head then
+    costs the n-th least eigenvalue of C^1/2 G C^1/2 of that head, in which each token counts as much as the outputs depend on it.
 
     Needs: data, a few hundred inputs without labels. Cost: a pass over them, gradients on 256 of them, and O(d^3) for d
     channels, per layer that reads them.
@@ -56,7 +60,8 @@ class OBS:
 
     References:
         Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv:2208.11580; Kurtic et al., ZipLM, NeurIPS 2023,
-        arXiv:2302.04089; Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, 2010, arXiv:0907.4698.
+        arXiv:2302.04089; Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, 2010, arXiv:0907.4698; Lin et al., MoDeGPT, 2024,
+        arXiv:2408.09632 (mixtures).
     """
 
     sensitivity: bool = True
@@ -65,13 +70,17 @@ class OBS:
     # scores are errors: they compare between groups as they are, and add up
     layer_norm: ClassVar[str] = "none"
     allocation: ClassVar[str] = "knapsack"
+    mixes: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[Need, ...]:
         """Second moments of what is read, and of the outputs' gradients there."""
         moments = Need(_KEY, "read", second_moments, by_position=True)
         felt = Need(_SENSITIVITY, "read", second_moments, probe=True, by_position=True)
-        return (moments, felt) if self.sensitivity else (moments,)
+        heads = Need(
+            _WEIGHED, "read", weighed_moments, probe=True, weighted=True, with_rows=True, by_position=True
+        )
+        return (moments, felt, heads) if self.sensitivity else (moments,)
 
     def score(self, group: GroupView) -> Tensor:
         """Return (units,) errors, >= 0."""
@@ -82,14 +91,27 @@ class OBS:
         fixed = [layer for layer in layers if isinstance(layer, Tensor)]
         if not readers and not fixed:
             fixed = [_share(sum((m.power_sum(2).double().cpu() for m in group.members), _zeros(group)))]
-        return greedy(readers, torch.stack(fixed).sum(0) if fixed else _zeros(group))
+        scores = greedy(readers, torch.stack(fixed).sum(0) if fixed else _zeros(group))
+        return scores if group.mixable is None else self._mixed(group, seen, felt, scores)
+
+    def _mixed(
+        self, group: GroupView, seen: dict[str, Tensor], felt: dict[str, Tensor], scores: Tensor
+    ) -> Tensor:
+        """The errors of mixtures, for the channels of each row in the order in which they would leave by themselves."""
+        rows = torch.as_tensor(group.mixable)
+        errors = mixture_errors(rows, group.seen(_WEIGHED, required=False), felt, group.samples)
+        if errors is None:
+            return scores
+        order = rows.gather(1, torch.argsort(scores[rows], 1))
+        weight_of_map = max(float(Sums(sums).count.max()) for sums in seen.values()) ** _MAP_POWER
+        return scores.scatter(0, order.flatten(), weight_of_map * errors.flatten())
 
     def _layer(
         self, group: GroupView, seen: dict[str, Tensor], felt: dict[str, Tensor], layer: str
     ) -> _Reader | Tensor | None:
         """What one layer loses; None where another entry says it, or nothing is known."""
-        sums = _Sums(seen[layer])
-        gradients = _Sums(felt[layer]) if layer in felt else None
+        sums = Sums(seen[layer])
+        gradients = Sums(felt[layer]) if layer in felt else None
         weight_of_map = float(sums.count.max()) ** _MAP_POWER
         node, _, side = layer.rpartition(":")
         if side in ("0", "1") and (other := seen.get(f"{node}:{1 - int(side)}")) is not None:
@@ -97,7 +119,7 @@ class OBS:
                 return None  # of the same product: what it loses is the same
             if gradients is not None:
                 return weight_of_map * sums.by_unit(sums.power * gradients.power)
-            return _share(sums.by_unit(sums.squares) * _Sums(other).by_unit(_Sums(other).squares))
+            return _share(sums.by_unit(sums.squares) * Sums(other).by_unit(Sums(other).squares))
         weight = self._weight(group, layer)
         if gradients is None and weight is None:
             return None
@@ -120,69 +142,6 @@ class OBS:
             if not member.produces and member.parameter.rpartition(".")[0] == layer
         ]
         return torch.cat(found, 1) if found else None
-
-
-class _Sums:
-    """What `second_moments` has put together: (units, ...), or (units, width, ...) apart by position."""
-
-    def __init__(self, sums: Tensor) -> None:
-        self.width = sums.shape[1] if sums.dim() == 3 else 1
-        sums = sums.reshape(-1, sums.shape[-1])
-        self.gram, self.squares, self.total = sums[:, :-3], sums[:, -3], sums[:, -2]
-        self.count = sums[:, -1].clamp(min=1e-300)
-        self.together = self.gram.shape[0] == self.gram.shape[1]  # all products of positions are known
-
-    @property
-    def power(self) -> Tensor:
-        return self.squares / self.count
-
-    @property
-    def variance(self) -> Tensor:
-        return (self.power - (self.total / self.count).square()).clamp(min=0)
-
-    def by_unit(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, self.width).sum(1)
-
-    def repeated(self, size: int) -> float:
-        """Positions of a unit, where they were summed."""
-        return 1.0 if self.together or self.width > 1 else max(self.gram.shape[1], size) / size
-
-    def covariance(self, samples: int) -> Tensor:
-        """Of the inputs; the less data there is for its size, the more of it is taken for chance."""
-        mean = self.total / self.count
-        covariance = self.gram / self.count[:, None] - mean[:, None] * mean[None, :]
-        return shrunk((covariance + covariance.T) / 2, samples * float(self.count.max()))
-
-
-def second_moments(x: Tensor) -> Tensor:
-    """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations, in float64.
-
-    Products are taken about the means: of what hardly varies about a large mean, single precision would lose the variance.
-    """
-    flat = x.flatten(1).float()
-    size, count = flat.shape
-    mean = flat.mean(1)  # any numbers near it would do
-    flat = flat - mean[:, None]
-    rest, mean = flat.sum(1).double(), mean.double()
-    found = torch.empty(size, size + 3, dtype=torch.float64, device=x.device)
-    products, half = found[:, :size], rest + count / 2 * mean
-    products.copy_(gram(flat))
-    products.addmm_(torch.stack([half, mean], 1), torch.stack([mean, half]))
-    found[:, size], found[:, size + 1], found[:, size + 2] = products.diagonal(), rest + count * mean, count
-    return found
-
-
-def shrunk(covariance: Tensor, count: float) -> Tensor:
-    """An estimate of the covariance from that of `count` samples: part of it is a multiple of the identity.
-
-    Where there are hardly more samples than channels, each would seem to be a sum of the others. How much is shrunk follows
-    from the matrix: oracle approximating shrinkage, Chen et al., 2010, arXiv:0907.4698.
-    """
-    size = len(covariance)
-    square, trace = float(covariance.square().sum()), float(covariance.trace())
-    chance = (count + 1 - 2 / size) * (square - trace**2 / size)
-    part = min(1.0, ((1 - 2 / size) * square + trace**2) / chance) if chance > 0 else 1.0
-    return (1 - part) * covariance + part * trace / size * torch.eye(size, dtype=covariance.dtype)
 
 
 def _share(energy: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from prunus.criteria.options import Options
 from prunus.criteria.views import Views
 from prunus.errors import PlanError
 from prunus.evidence import Evidence
+from prunus.evidence.mixable import mixable
 from prunus.structure import Group, Structure
 
 
@@ -32,7 +33,8 @@ def score_groups(
         PlanError: scores of another shape or not finite, or that cannot be normalized.
         ConfigError: the criterion cannot score a group.
     """
-    views = Views(structure, evidence, multiplied)
+    mixed = mixable(structure, groups) if evidence and getattr(criterion, "mixes", False) else None
+    views = Views(structure, evidence, multiplied, mixed)
     return {
         group.name: over_rows(
             over_layers(criterion, views.group(group), options), group.rows, options.group_policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -26,14 +26,20 @@ class Views:
         structure: the structure.
         evidence: what calibration data says, if there is any.
         multiplied: names of the groups whose units disappear in a product of two activations, where a criterion asks.
+        mixable: the rows of groups whose channels may be mixed, where a criterion asks.
     """
 
     def __init__(
-        self, structure: Structure, evidence: Evidence | None = None, multiplied: Collection[str] = ()
+        self,
+        structure: Structure,
+        evidence: Evidence | None = None,
+        multiplied: Collection[str] = (),
+        mixable: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.structure = structure
         self.evidence = evidence
         self.multiplied = multiplied
+        self.mixable = mixable or {}
         self.folded = _batch_norm_gains(structure)
         self.scales = _batch_norm_scales(structure)
 
@@ -59,7 +65,16 @@ class Views:
         seed = zlib.crc32(group.name.encode())
         samples = self.evidence.samples if self.evidence else 0
         multiplied = group.name in self.multiplied
-        return GroupView(group.name, group.size, tuple(members), seed, seen, multiplied, samples)
+        return GroupView(
+            group.name,
+            group.size,
+            tuple(members),
+            seed,
+            seen,
+            multiplied,
+            samples,
+            self.mixable.get(group.name),
+        )
 
 
 class PlacedMember(MemberView):

@@ -55,7 +55,13 @@ def wanted(structure: Structure, needs: Sequence[Need], groups: Sequence[Group])
     if not needs:
         return set()
     places = Places(structure, groups)
-    return {(need.key, place.group) for need in needs for place in places.at(need.where)}
+    rows = {group.name: group.rows for group in groups}
+    return {
+        (need.key, place.group)
+        for need in needs
+        for place in places.at(need.where)
+        if not need.with_rows or rows[place.group] is not None
+    }
 
 
 def collect(
@@ -129,7 +135,8 @@ class _Collector:
         self._probed = 0
         for need in needs:
             for place in places.at(need.where):
-                self._add(need, place, rows[place.group])
+                if not need.with_rows or rows[place.group] is not None:
+                    self._add(need, place, rows[place.group])
         self._finish = {need.key: need.finish for need in needs}
         self._pass = Pass(structure.captured, self._needed())
 
@@ -194,9 +201,9 @@ class _Collector:
             finish = self._finish[key]
             added(sums, key, group, GROUP, totals if finish is None else finish(totals))
 
-    def _look(self, jobs: list[Job], sums: Sums, value: Tensor) -> None:
+    def _look(self, jobs: list[Job], sums: Sums, value: Tensor, gradient: Tensor) -> None:
         for job in jobs:
-            self._measure(job, (value,), sums)
+            self._measure(job, (value, gradient) if job.need.weighted else (gradient,), sums)
 
     @torch.no_grad()
     def _measure(self, job: Job, values: tuple[Any, ...], sums: Sums) -> None:
@@ -208,7 +215,8 @@ class _Collector:
             total = found.new_zeros(size, *found.shape[1:])
             total[: len(found)] = found
         else:
-            found = job.need.measure(job.arranged(values[0].detach()))
+            arranged = job.arranged
+            found = job.need.measure(*(arranged(value.detach()) for value in values))
             if isinstance(job.arranged, Blocks):
                 total = found if job.arranged.width == 1 else found.unflatten(0, (size, job.arranged.width))
             else:

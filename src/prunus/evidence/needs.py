@@ -33,6 +33,8 @@ class Need:
             outputs through this reader alone. No labels are needed: the mean square of that gradient is how much noise in
             an activation changes the outputs (J. M. Hutchinson's estimator of the squared Jacobian). Taken on the first
             samples only.
+        weighted: with `probe`: `measure` takes the activations and that gradient, in this order.
+        with_rows: only for groups whose rows lose equally many, such as the channels of heads.
         by_position: with `"read"`: `measure` gets all positions that the reader tells apart, in the order of their units, and the
             sums of a unit are kept apart by position: (units, positions of each, ...). Where units have unlike numbers of
             positions, or there are thousands of these, they are summed by unit as without it, as where each has one.
@@ -44,5 +46,7 @@ class Need:
     measure: Callable[..., Tensor]
     gradients: bool = False
     probe: bool = False
+    weighted: bool = False
+    with_rows: bool = False
     by_position: bool = False
     finish: Callable[[Tensor], Tensor] | None = None

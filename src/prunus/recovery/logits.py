@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from prunus.capture import Captured
 from prunus.eigen import eigen
-from prunus.recovery.attention import Attention, Queries, queries_of
+from prunus.recovery.attention import Attention, Queries, queries_of, seen_keys
 from prunus.recovery.layers import Layer
 from prunus.recovery.outcome import Repair
 from prunus.recovery.pair import Both, Pair
@@ -236,24 +236,8 @@ def _products(
         return None
     if k.shape[1] < q.shape[1]:  # several heads of the queries share one of the keys
         k, k_was = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, k_was))
-    weights = _weights(pair, now, both, k)
+    weights = seen_keys(now, None if now.mask is None else pair.now(now.mask, both), k)
     return Products.of(q, k, q_was * (was.scale / now.scale), k_was, weights, bias)
-
-
-def _weights(pair: Pair, attention: Attention, both: Both, k: Tensor) -> Tensor:
-    """(samples, keys) the share of the queries that see each key."""
-    count, keys = k.shape[0], k.shape[2]
-    if attention.causal:
-        seen = torch.arange(keys, 0, -1, dtype=torch.float64, device=k.device) / keys
-        return seen.expand(count, keys)
-    if attention.mask is None:
-        return torch.ones(count, keys, dtype=torch.float64, device=k.device)
-    mask = pair.now(attention.mask, both)
-    seen = (mask if mask.dtype == torch.bool else mask > -1e4).double()
-    while seen.dim() < 4:
-        seen = seen.unsqueeze(0)
-    seen = seen.mean((1, 2)).expand(-1, keys)
-    return seen[:count] if len(seen) > 1 else seen.expand(count, keys)
 
 
 def _fold(pair: Pair, queries: Queries, m: Tensor) -> None:

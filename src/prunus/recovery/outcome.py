@@ -19,9 +19,10 @@ class Repair:
 
     Attributes:
         layer: path of the layer.
-        step: `"compensate"`, `"logits"` (a part of it, for queries and keys) or `"batch_norm"`.
+        step: `"compensate"`, `"heads"` and `"logits"` (parts of it, for attention) or `"batch_norm"`.
         before, after: mean square by which its outputs differ from the original's on held-out inputs, divided by their variance;
-            for `"logits"`, of the attention's logits.
+            for `"logits"`, of the attention's logits; for `"heads"`, the share that is lost of what the network's outputs depend
+            on, by the channels that were chosen and by mixtures of all.
         ridge: regularization that the held-out inputs asked for, relative to the mean square of an input; None where it
             has no meaning.
     """

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from prunus.capture import Captured
 from prunus.recovery.footprint import Footprint, Share, footprint, shared_out
 from prunus.recovery.lane import Lane
-from prunus.recovery.layers import frozen_norm
+from prunus.recovery.layers import Layer, frozen_norm
+from prunus.recovery.statistics import like
 from prunus.recovery.store import Values
 from prunus.structure import Structure
 from prunus.surgery.biases import bias_path, give_bias
@@ -86,6 +87,8 @@ class Pair:
         self.biases: list[str] = []
         self.leaves = batches.leaves[0]
         self._captured, self._allow_bias = small, allow_bias
+        self._weights = structure.captured.tensors
+        self._mixed: dict[str, Tensor] = {}  # layer -> (outputs, original outputs)
         self.tensors = dict(small.tensors)
         self.count = len(batches.leaves)
         self._masks = Masks(structure.tracks, keep)
@@ -105,6 +108,40 @@ class Pair:
         name = give_bias(self._captured, node, path, bias.to(self.tensors[weight.name]))
         self.tensors[name] = self._captured.tensors[name]
         self.biases.append(path)
+
+    def weight(self, name: str) -> Tensor:
+        """A tensor of the original."""
+        return self._weights[name]
+
+    def kept_along(self, weight: str, axis: int) -> Tensor:
+        """(n,) which rows or columns of a weight of the original stay, in their order."""
+        size = self._weights[weight].shape[axis]
+        mask = self._masks.of(weight)
+        if mask is None or mask.shape[axis] == 1:
+            return torch.arange(size)
+        return torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0]
+
+    def mix(self, layer: Layer, rows: Tensor, matrix: Tensor) -> None:
+        """Let a linear layer put out mixtures of what that of the original does, also as far as it is fitted later.
+
+        Args:
+            layer: of the cut network, whose tensors go by the same names in the original.
+            rows: (n,) the outputs that become mixtures.
+            matrix: (n, original outputs).
+        """
+        name, weight = layer.node.name, self._weights[layer.weight].detach().double()
+        if name not in self._mixed:
+            kept = self.kept_along(layer.weight, 0).to(weight.device)
+            self._mixed[name] = torch.eye(len(weight), dtype=torch.float64, device=weight.device)[kept]
+        mixed = self._mixed[name]
+        mixed[rows.to(weight.device)] = matrix.to(weight.device)
+        inputs = self.kept_along(layer.weight, 1).to(weight.device)
+        self._set(layer.weight, mixed @ weight[:, inputs])
+        if layer.bias is not None:
+            self._set(layer.bias, mixed @ self._weights[layer.bias].detach().double())
+
+    def _set(self, name: str, value: Tensor) -> None:
+        self.tensors[name] = like(self.tensors[name], value)
 
     def at(self, node: fx.Node, past: bool = True) -> Iterator[Both]:
         """Every batch, with the original past a node of the cut network (or just before it), and that just before it."""
@@ -139,6 +176,9 @@ class Pair:
         node = self._original.by_name.get(name)
         if node is None:
             return None
+        if name in self._mixed:
+            value = self._original.read(node, both.was)
+            return value @ self._mixed[name].mT.to(value)
         value, mask = self._original.read(node, both.was), self._masks.of(name)
         if mask is None:
             return value

@@ -19,6 +19,7 @@ from prunus.recovery.attention import narrowed
 from prunus.recovery.batch_norm import estimate_anew
 from prunus.recovery.checkpoint import Finished
 from prunus.recovery.compensate import compensate
+from prunus.recovery.heads import mix_heads
 from prunus.recovery.layers import Layer, find_layers
 from prunus.recovery.logits import path_of, repair_attention
 from prunus.recovery.outcome import STEPS, Recovery, Repair
@@ -96,6 +97,8 @@ def recover(
     left: list[str] = []
     with spill_folder(share.disk_bytes) as folder:
         pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident, allow_bias)
+        if layers:
+            repairs += mix_heads(pair, structure.captured, small, layers, batches)
         for number, node in enumerate(stops):
             found = finished.restore(number, pair, node) if finished else None
             if found is None:

@@ -142,13 +142,16 @@ def _repaired(report: Report) -> list[str]:
         return []
     names = {
         "compensate": "layers were fitted to the original's outputs",
+        "heads": "sets of heads keep mixtures of all their channels",
         "logits": "attentions got back what their queries and keys had lost",
         "batch_norm": "batch normalizations were estimated anew",
     }
     lines = []
     for step, said in names.items():
         repairs = [r for r in report.recovery["repairs"] if r["step"] == step]
-        if repairs:
+        if repairs and step == "heads":
+            lines.append(f"Repaired: {len(repairs)} {said} instead of some as they are.")
+        elif repairs:
             before, after = (statistics.median(r[key] for r in repairs) for key in ("before", "after"))
             lines.append(
                 f"Repaired: {len(repairs)} {said}, from {report.recovery['samples']:,} inputs without labels: their relative error "
