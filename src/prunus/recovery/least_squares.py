@@ -148,7 +148,10 @@ class Fitter:
             self._basis = _Basis(train, held, self.bias)
         chosen = None
         for ridge, error in zip(_RIDGES, self._basis.errors(train, held), strict=True):
-            if -_ROUNDING * before <= error < best.after:  # what is far below zero is no error but noise
+            least = (
+                best.after if chosen is None else best.after - _ROUNDING * before
+            )  # else it is rounding that chooses
+            if -_ROUNDING * before <= error < least:  # what is far below zero is no error but noise
                 chosen, best = ridge, Fit(None, None, before, error, ridge)
         if chosen is None:
             return best
