@@ -39,9 +39,9 @@ from prunus.evidence import collect
 STORE = RESULTS / "recovery.jsonl"
 SAMPLES = 1024
 HALF = (0.5, 0.5, 0.5)
-RATE, BATCH = 0.01, 64  # of learning, at first
+RATE, BATCH, DECAY = 0.01, 64, 0.0  # of learning, at first
 TEMPERATURE, SOFT = 4.0, 0.9  # of the original's outputs, and their share of the loss
-HINTS = 3.0  # what the blocks' outputs count, by the mean over blocks
+HINTS = 100.0  # what the blocks' outputs count, by the mean over blocks
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,10 @@ def tuned(subject: Subject, load: Any, done: set[tuple[Any, ...]]) -> Iterator[d
         made = prunus.plan(structure, method=method, target=prunus.Target(macs=0.5), data=data_of)
         steps = ("compensate",) if method == "obs" else ()
         net = execute(structure, made, verify=False, data=data_of, steps=steps).model
+        for each in (subject.net, net):
+            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with distillation(subject.net, net) as loss:
-            tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, RATE, loss, BATCH)
+            tune(net, arrays["x_train"], arrays["y_train"], EPOCHS, load.normalize, RATE, loss, BATCH, DECAY)
         yield _row("resnet56", "ResNet-56", 0.5, said, 0, subject, net, 0.0)
 
 

@@ -42,9 +42,10 @@ def tune(
     rate: float = RATE,
     loss_of=lambda outputs, inputs, labels: F.cross_entropy(outputs, labels),
     batch: int = BATCH,
+    decay: float = DECAY,
 ) -> None:
     """Plain stochastic gradient descent with momentum and a cosine schedule."""
-    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=DECAY, nesterov=True)
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay, nesterov=True)
     steps = epochs * math.ceil(len(images) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
