@@ -300,6 +300,13 @@ def test_compress_repairs_when_it_is_given_data() -> None:
     assert isinstance(result.model, Residual)
     assert "Repaired: " in str(result.report) and "Repaired" not in str(plain.report)
     assert result.report.to_dict()["recovery"]["samples"] == 128
+    groups = result.report.recovery["groups"]
+    assert (
+        groups
+        and set(groups) <= set(result.plan.keep)
+        and all(e["after"] < e["before"] for e in groups.values())
+    )
+    assert "Most error left behind groups: " in str(result.report)
     again = prunus.apply(model, result.plan, example_inputs=data[0][:2], data=data)
     assert error(result.model, again.model, data) < 1e-10
 

@@ -23,7 +23,7 @@ from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
 from prunus.recovery import Checkpoint, Recovery, checked_steps
 from prunus.recovery import recover as repaired
-from prunus.report import build_report
+from prunus.report import build_report, errors_by_group
 from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_zero_biases, write_back
 
@@ -99,7 +99,11 @@ def execute(
     )
     report = dataclasses.replace(
         report,
-        recovery=recovery.to_dict() if recovery else None,
+        recovery=(
+            recovery.to_dict() | {"groups": errors_by_group(structure, plan.keep, recovery)}
+            if recovery
+            else None
+        ),
         evaluation=dict(scores.values) if scores else None,
     )
     return Result(form.model, plan, report, small, structure)

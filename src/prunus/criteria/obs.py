@@ -60,8 +60,8 @@ class OBS:
 
     References:
         Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv:2208.11580; Kurtic et al., ZipLM, NeurIPS 2023,
-        arXiv:2302.04089; Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, 2010, arXiv:0907.4698; Lin et al., MoDeGPT, 2024,
-        arXiv:2408.09632 (mixtures).
+        arXiv:2302.04089; Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, 2010, arXiv:0907.4698; Lin et al., MoDeGPT,
+        2024, arXiv:2408.09632 (mixtures).
     """
 
     sensitivity: bool = True

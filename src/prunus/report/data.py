@@ -73,7 +73,8 @@ class Report:
         verification: error, tolerance, precision, inputs; None if it was turned off.
         unknown_operators: operators without a rule, by node.
         latency_threads: threads at which latency was measured.
-        recovery: what was repaired on data, layer by layer (see `prunus.recovery.Recovery`); None where nothing was.
+        recovery: what was repaired on data, layer by layer (see `prunus.recovery.Recovery`), and under
+            `groups` the mean errors of the layers that read each pruned group; None where nothing was.
         evaluation: what `evaluate` returned for the model, by step: "original", "cut", steps of the repair or "result";
             None without it.
         notes: remarks.

@@ -157,6 +157,10 @@ def _repaired(report: Report) -> list[str]:
                 f"Repaired: {len(repairs)} {said}, from {report.recovery['samples']:,} inputs without labels: their relative error "
                 f"fell from {before:.1%} to {after:.1%} in the median, on inputs that were held out."
             )
+    worst = sorted(report.recovery.get("groups", {}).items(), key=lambda item: -item[1]["after"])[:3]
+    if worst:
+        said = ", ".join(f"{name} {e['before']:.1%} → {e['after']:.1%}" for name, e in worst)
+        lines.append(f"Most error left behind groups: {said}.")
     if report.recovery["biases"]:
         count = len(report.recovery["biases"])
         lines.append(
