@@ -122,9 +122,11 @@ def _sites(pair: Pair, original: Captured, small: Captured, layers: dict[fx.Node
         if was.value is None or now.value is None or was.out is None or now.out is None:
             continue
         v = _side(pair, original, at_first, layers, was.value, now.value, False)
-        readers = (columns_of(was.out, at_first), columns_of(now.out, layers))
-        if v and v.narrower and readers[0] and readers[1] and readers[1][1].shape == v.now.rows.shape:
-            sites.append(_Site(was, (v,), (readers[0], readers[1])))
+        reads, reads_now = columns_of(was.out, at_first), columns_of(now.out, layers)
+        if not (v and v.narrower and reads and reads_now):
+            continue
+        if reads[0].weight == reads_now[0].weight and reads_now[1].shape == v.now.rows.shape:
+            sites.append(_Site(was, (v,), (reads, reads_now)))
     return sites
 
 
