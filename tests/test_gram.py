@@ -13,7 +13,10 @@ def test_all_products_are_there(shape: tuple[int, ...], transposed: bool) -> Non
     x = x.mT.contiguous().mT if transposed else x
     found = gram(x)
     assert torch.allclose(found, x @ x.mT, atol=1e-12)
-    assert torch.equal(found, found.mT) or shape[-2] < 768  # halves are copies, not computed twice
+    if (
+        shape[-2] >= 768
+    ):  # one half is a copy, not computed twice; blocks on the diagonal are as the library gives them
+        assert torch.equal(found[..., 384:, :384], found[..., :384, 384:].mT)
 
 
 def test_nothing_of_the_input_changes() -> None:
