@@ -99,11 +99,8 @@ def execute(
     )
     report = dataclasses.replace(
         report,
-        recovery=(
-            recovery.to_dict() | {"groups": errors_by_group(structure, plan.keep, recovery)}
-            if recovery
-            else None
-        ),
+        recovery=recovery
+        and recovery.to_dict() | {"groups": errors_by_group(structure, plan.keep, recovery)},
         evaluation=dict(scores.values) if scores else None,
     )
     return Result(form.model, plan, report, small, structure)

@@ -53,7 +53,8 @@ def recover(
     do not add up along the network. The solution is that of ridge regression about the weights that were cut out, `dW = C_tx
     (C_xx + r I)^-1`, with an offset for the bias; `r` is what leaves the least error on a quarter of the batches that was held
     out, which may be to change nothing. A layer without a bias takes its offset up in the batch normalization behind it, or is
-    given a bias where that is allowed, possible and helps. Attention whose queries and keys have lost width gets the logits
+    given a bias where that is allowed, possible and helps. Heads keep mixtures of
+    their channels (`mix_heads`). Attention whose queries and keys have lost width gets the logits
     that are nearest to the original's. Then batch normalizations get the statistics of what they now see (`"batch_norm"`),
     where that brings their outputs nearer to the original's on held-out data, or in any case when this is the only step.
 
