@@ -9,6 +9,8 @@ from prunus.gram import gram
 
 __all__ = ["Sums", "second_moments", "shrunk"]
 
+_ROWS, _FOR_EACH = 8192, 16  # of a batch, and for each position
+
 
 class Sums:
     """What `second_moments` has put together: (units, ...), or (units, width, ...) apart by position."""
@@ -46,18 +48,30 @@ def second_moments(x: Tensor) -> Tensor:
     """(positions, positions + 3) products, squares, sum and number of (positions, samples, *map) activations, in float64.
 
     Products are taken about the means: of what hardly varies about a large mean, single precision would lose the variance.
+    Of large maps a few thousand pixels, the same of each sample, stand for all: neighbours say much the same.
     """
-    flat = x.flatten(1).float()
-    size, count = flat.shape
+    count = x[0].numel()
+    flat = _some(x).flatten(1).float()
+    size, taken = flat.shape
     mean = flat.mean(1)  # any numbers near it would do
     flat = flat - mean[:, None]
     rest, mean = flat.sum(1).double(), mean.double()
     found = torch.empty(size, size + 3, dtype=torch.float64, device=x.device)
-    products, half = found[:, :size], rest + count / 2 * mean
+    products, half = found[:, :size], rest + taken / 2 * mean
     products.copy_(gram(flat))
     products.addmm_(torch.stack([half, mean], 1), torch.stack([mean, half]))
-    found[:, size], found[:, size + 1], found[:, size + 2] = products.diagonal(), rest + count * mean, count
-    return found
+    found[:, size], found[:, size + 1], found[:, size + 2] = products.diagonal(), rest + taken * mean, taken
+    return found if taken == count else found * (count / taken)
+
+
+def _some(x: Tensor) -> Tensor:
+    """(positions, samples, *map): pixels drawn at random of maps that have more than are needed."""
+    pixels, rows = x[0, 0].numel(), max(_ROWS, _FOR_EACH * len(x))
+    times = x[0].numel() // rows
+    if times < 2 or pixels < 2:
+        return x
+    drawn = torch.randperm(pixels, generator=torch.Generator().manual_seed(0))[: -(-pixels // times)]
+    return x.flatten(2).index_select(2, drawn.sort().values.to(x.device))
 
 
 def shrunk(covariance: Tensor, count: float) -> Tensor:

@@ -11,33 +11,47 @@ __all__ = ["Statistics", "like"]
 
 
 class Statistics:
-    """Mean and variance per channel, summed over batches."""
+    """Mean and sum of squares about it, per channel, over batches; in float64.
+
+    Batches are put together about their own means (Chan et al., Updating Formulae for the Sample Variance, 1979), which single precision
+    inside a batch does not harm.
+    """
 
     def __init__(self) -> None:
         self.n = 0
-        self.sum: Any = 0.0
-        self.square: Any = 0.0
+        self._mean: Any = 0.0
+        self._about: Any = 0.0
 
     def add(self, x: Tensor) -> None:
-        """Count a batch in."""
-        flat = x.transpose(0, 1).flatten(1).double()
-        self.n += flat.shape[1]
-        self.sum = self.sum + flat.sum(1)
-        self.square = self.square + flat.square().sum(1)
+        """Count a batch in, (samples, channels, *map)."""
+        x = x.flatten(2) if x.dim() > 2 else x.mT[None]
+        count = x.shape[0] * x.shape[2]
+        if not count:
+            return
+        near = (x.sum(2).double().sum(0) / count).to(x.dtype)
+        rest = x - near[:, None]
+        off = rest.sum(2).double().sum(0) / count  # what rounding has left
+        about = rest.square_().sum(2).double().sum(0) - count * off.square()
+        self._count(count, near.double() + off, about)
 
     def merge(self, other: Statistics) -> None:
         """Count in what another has seen."""
-        self.n, self.sum, self.square = self.n + other.n, self.sum + other.sum, self.square + other.square
+        if other.n:
+            self._count(other.n, other._mean, other._about)
+
+    def _count(self, n: int, mean: Tensor, about: Tensor) -> None:
+        both, apart = self.n + n, mean - self._mean
+        self._about = self._about + about + apart.square() * (self.n * n / both)
+        self._mean = self._mean + apart * (n / both)
+        self.n = both
 
     def spread(self) -> float:
         """Sum of squares about the means."""
-        return float((self.square - self.sum.square() / max(self.n, 1)).sum()) if self.n else 0.0
+        return float(self._about.sum()) if self.n else 0.0
 
     def settled(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance, of the types of two tensors."""
-        mean = self.sum / self.n
-        variance = (self.square / self.n - mean.square()).clamp(min=0) * (self.n / max(self.n - 1, 1))
-        return like(old[0], mean), like(old[1], variance)
+        return like(old[0], self._mean), like(old[1], self._about.clamp(min=0) / max(self.n - 1, 1))
 
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:
