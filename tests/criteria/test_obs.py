@@ -158,6 +158,20 @@ def test_little_variance_about_a_large_mean_is_not_lost() -> None:
     torch.testing.assert_close(sums.covariance(10**9), expected, rtol=1e-3, atol=1e-10)
 
 
+def test_some_pixels_of_a_large_map_stand_for_all() -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 8, 128, 128, generator=random) + torch.arange(6.0)[:, None, None, None]
+    x[0] += 0.5 * x[1]
+    found, flat = Sums(second_moments(x)), x.flatten(1).double()
+    assert float(found.count[0]) == flat.shape[1]  # errors count by the size of the map
+    torch.testing.assert_close(found.total / found.count, flat.mean(1), rtol=0, atol=0.05)
+    torch.testing.assert_close(found.covariance(10**9), torch.cov(flat), rtol=0, atol=0.06)
+    small = x[:, :, :32, :32]  # all of it counts
+    torch.testing.assert_close(
+        Sums(second_moments(small)).gram, small.flatten(1).double() @ small.flatten(1).double().T, rtol=1e-5, atol=0.1
+    )  # fmt: skip
+
+
 def evidence_of(x: torch.Tensor, gradient: torch.Tensor) -> GroupView:
     """A group of which one layer reads (channels, samples, *map) activations, with gradients there."""
     samples = x.shape[1]

@@ -11,7 +11,7 @@ from prunus.recovery.least_squares import Fit, Fitter, Moments
 from prunus.recovery.outcome import Repair
 from prunus.recovery.pair import Pair
 from prunus.recovery.rows import Rows
-from prunus.recovery.statistics import like
+from prunus.recovery.statistics import Statistics, like
 
 __all__ = ["compensate"]
 
@@ -30,17 +30,17 @@ def compensate(pair: Pair, layer: Layer, path: str, random: torch.Generator) -> 
     Returns:
         What was done; None where nothing helps, or what the layer should put out is not known.
     """
-    sums, variance, rows = (Moments(), Moments()), Moments(), Rows(pair, layer, random)
+    sums, outputs, rows = (Moments(), Moments()), Statistics(), Rows(pair, layer, random)
     for sample in rows:
         sums[sample.held].add(sample.x, sample.wanted - sample.start)
-        variance.add(sample.x[:, :, :1], sample.wanted)
+        outputs.add(sample.wanted.flatten(1))
     if not sums[0].n + sums[1].n:
         return None
     train, held = sums if sums[1].n else (sums[0], sums[0])
     fitter, found = _fitted(pair, layer, train, held)
     if found.weight is None:
         return None
-    scale = max(float(variance.centered(True)[2].sum()), 1e-30)
+    scale = max(outputs.spread() / outputs.n, 1e-30)
     if layer.clip is not None and (layer.clip.other is None or rows.shares_sum):
         found, scale = clipped(pair, layer, rows, fitter, sums, found)
     if found.weight is None:

@@ -111,9 +111,12 @@ class Layer:
     def channel_axis(self) -> int:
         return 1 if self.spatial else -1
 
-    def outputs(self, y: Tensor) -> Tensor:
-        """(rows, out) of an output."""
-        return y.movedim(self.channel_axis, -1).reshape(-1, y.shape[self.channel_axis])
+    def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
+        """(rows, out) of an output, of which `rows` are indices into batch and map."""
+        if not self.spatial:
+            return y.reshape(-1, y.shape[-1]).index_select(0, rows)
+        at = torch.unravel_index(rows, (y.shape[0], *y.shape[2:]))
+        return y[(at[0], slice(None), *at[1:])]
 
     def inputs(self, x: Tensor, rows: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """(rows, groups, in per group times kernel) that make the chosen rows of the output.

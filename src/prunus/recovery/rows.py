@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from prunus.recovery.layers import Layer, gain_of
 from prunus.recovery.pair import Both, Pair
@@ -74,7 +74,8 @@ class Rows:
                 return
             if i == len(self._drawn):
                 count = wanted.numel() // wanted.shape[self._layer.channel_axis]
-                self._drawn.append(torch.randperm(count, generator=self._random)[:per_batch])
+                drawn = torch.randperm(count, generator=self._random)[:per_batch]
+                self._drawn.append(drawn.sort().values)  # in the order in which they lie in memory
             sample = self._sample(both, wanted, self._drawn[i])
             if self._keeps:
                 kept.append(sample)
@@ -88,30 +89,35 @@ class Rows:
         x = layer.inputs(self._pair.now(layer.source, both), rows, kernel).float()
 
         def picked(value: Tensor) -> Tensor:
-            return layer.outputs(value)[rows].float().reshape(len(rows), layer.groups, -1)
+            return layer.outputs(value, rows).float().reshape(len(rows), layer.groups, -1)
 
         start = torch.einsum("rgd,god->rgo", x, matrix)
         if bias is not None:
             start = start + bias.reshape(layer.groups, -1)
+        target = picked(wanted)
+        if layer.shortcut is not None:
+            missing = self._missing(both, wanted.shape, layer.shortcut.other)
+            if missing is not None:
+                before, after, inverse = missing
+                target = target + (picked(before) - picked(after)) * inverse
         other = None
         if layer.clip is not None and layer.clip.other is not None and self.shares_sum:
             other = picked(self._pair.now(layer.clip.other, both))
-        return Sample(both.held, x, picked(wanted), start, other)
+        return Sample(both.held, x, target, start, other)
 
     def _wanted(self, both: Both) -> Tensor | None:
-        """What the layer should put out, for one batch; None where that is not known."""
+        """What the layer did in the original, for one batch; None where that is not known."""
         pair, layer = self._pair, self._layer
         y = pair.wanted(layer.node.name, both)
-        if y is None or y.shape[layer.channel_axis] != layer.width(pair.tensors[layer.weight]):
-            return None
-        if layer.shortcut is None:
-            return y
-        other = layer.shortcut.other
-        before, after = pair.wanted(other.name, both), pair.now(other, both)
-        if self._gain is None or before is None or before.shape != after.shape or before.shape != y.shape:
-            self.shares_sum = False
-            return y
+        known = y is not None and y.shape[layer.channel_axis] == layer.width(pair.tensors[layer.weight])
+        return y if known else None
+
+    def _missing(self, both: Both, shape: torch.Size, node: fx.Node) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the layer's output is added to, in both networks, and by what their difference has to be multiplied."""
+        before, after = self._pair.wanted(node.name, both), self._pair.now(node, both)
         gain = self._gain
-        inverse = torch.where(gain.abs() > 1e-3 * gain.abs().max(), 1 / gain, 0.0).to(y)
-        inverse = inverse.reshape(-1, *(1,) * layer.spatial)
-        return y + (before - after) * inverse
+        if gain is None or before is None or before.shape != after.shape or before.shape != shape:
+            self.shares_sum = False
+            return None
+        inverse = torch.where(gain.abs() > 1e-3 * gain.abs().max(), 1 / gain, 0.0).float()
+        return before, after, inverse.reshape(self._layer.groups, -1)
