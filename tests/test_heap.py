@@ -1,19 +1,22 @@
-"""Freed memory goes back to the system."""
+"""Freed memory goes back to the system, or waits to be used again."""
 
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
-from prunus.heap import _trim, give_back
+from prunus.heap import _option, _trim, freed_memory_kept, give_back
+
+STATM = Path("/proc/self/statm")
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/statm").is_file() or _trim() is None, reason="only glibc can be asked to"
-)
+def resident() -> int:
+    return 4096 * int(STATM.read_text().split()[1])
+
+
+@pytest.mark.skipif(not STATM.is_file() or _trim() is None, reason="only glibc can be asked to")
 def test_holes_between_what_stays_are_given_back() -> None:
-    def resident() -> int:
-        return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
-
     blocks = [bytearray(b"x" * 100_000) for _ in range(1000)]  # from the heap, 100 MB
     staying = blocks[::10]
     del blocks[:]
@@ -23,6 +26,44 @@ def test_holes_between_what_stays_are_given_back() -> None:
     assert len(staying) == 100
 
 
+@pytest.mark.skipif(not STATM.is_file() or _option() is None, reason="only glibc has these options")
+def test_inside_the_block_freed_memory_is_used_again_and_at_the_end_it_goes_back() -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def fill(count: int = 50_000_000) -> None:
+        torch.ones(count)  # 200 MB, 48,829 pages
+
+    begun = resident()
+    with freed_memory_kept():
+        fill()
+        before = faults()
+        fill(
+            49_000_000
+        )  # glibc before 2.38 finds room for an aligned block only where there is a little more than it takes
+        assert faults() - before < 5_000
+        assert resident() - begun > 150e6
+    assert resident() - begun < 50e6
+    before = faults()
+    fill()  # large blocks come from the system again
+    assert faults() - before > 40_000
+    assert resident() - begun < 50e6
+
+
+def test_options_that_the_environment_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    _option.cache_clear()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    try:
+        assert _option() is None
+        with freed_memory_kept():
+            pass
+    finally:
+        _option.cache_clear()
+
+
 def test_where_the_c_library_cannot_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunus.heap._trim", lambda: None)
+    monkeypatch.setattr("prunus.heap._option", lambda: None)
     give_back()
+    with freed_memory_kept():
+        pass

@@ -25,6 +25,7 @@ from prunus.evidence.needs import Need
 from prunus.evidence.places import Place, Places
 from prunus.evidence.probe import PROBED, probe
 from prunus.evidence.store import Evidence, Sums, added
+from prunus.heap import freed_memory_kept
 from prunus.structure import Group, Structure
 
 __all__ = ["Progress", "collect", "wanted"]
@@ -100,6 +101,15 @@ def collect(
             "use a method that looks at weights alone, such as 'l2', or analyze one of its parts by itself"
         )
     pass_ = _Collector(structure, needs, chosen, loss)
+    with freed_memory_kept():
+        samples = _taken(pass_, structure, data, progress)
+    return Evidence(architecture_hash(structure.captured), samples, pass_.sums)
+
+
+def _taken(
+    pass_: _Collector, structure: Structure, data: Any, progress: Callable[[Progress], None] | None
+) -> int:
+    """Take all batches; how many samples there were."""
     if isinstance(
         data, list | tuple
     ):  # all of it is there: find what does not fit before anything is computed
@@ -116,7 +126,7 @@ def collect(
         if progress is not None:
             spent = time.perf_counter() - start
             progress(Progress(batches, total, spent, total and spent / batches * max(total - batches, 0)))
-    return Evidence(architecture_hash(structure.captured), samples, pass_.sums)
+    return samples
 
 
 class _Collector:
@@ -183,11 +193,11 @@ class _Collector:
 
         if self._probes and self._probed < PROBED:
             self._probed += batch.samples
-            probe(
-                self._pass,
-                leaves,
-                {at: partial(self._look, jobs, sums) for at, jobs in self._probes.items()},
-            )
+            seen = {at: partial(self._look, jobs, sums) for at, jobs in self._probes.items()}
+            if not self._gradients:  # one pass is for both
+                probe(self._pass, leaves, seen, look, before)
+                return
+            probe(self._pass, leaves, seen)
         if not self._gradients:
             with torch.no_grad():
                 self._pass.run(leaves, look, None, before)

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from prunus.capture import Captured
 from prunus.errors import ConfigError
 
-__all__ = ["Pass", "ancestors", "last_uses"]
+__all__ = ["Look", "Pass", "ancestors", "last_uses"]
 
 Look = Callable[[fx.Node, Any], None]
 Replace = Callable[[fx.Node, fx.Node, Any], Any]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.evidence.interpret import Pass
+from prunus.evidence.interpret import Look, Pass
 
 __all__ = ["PROBED", "probe"]
 
@@ -20,6 +20,8 @@ def probe(
     pass_: Pass,
     leaves: Mapping[str, Any],
     seen: Mapping[tuple[fx.Node, fx.Node], Callable[[Tensor, Tensor], None]],
+    look: Look | None = None,
+    before: Look | None = None,
 ) -> None:
     """One batch forth and back, for `sum(v * outputs)` with normal random `v`, outputs of unit variance.
 
@@ -27,6 +29,7 @@ def probe(
         pass_: of the whole graph.
         leaves: input placeholder -> value.
         seen: (reader, operand) -> is called with the operand and the gradient there, through that reader alone.
+        look, before: see `Pass.run`.
     """
 
     def replace(reader: fx.Node, operand: fx.Node, value: Any) -> Any:
@@ -40,7 +43,9 @@ def probe(
 
     with torch.enable_grad():
         outputs = [
-            x for x in pass_.run(leaves, _nothing, replace) if isinstance(x, Tensor) and x.requires_grad
+            x
+            for x in pass_.run(leaves, look or _nothing, replace, before)
+            if isinstance(x, Tensor) and x.requires_grad
         ]
         if not outputs:
             return

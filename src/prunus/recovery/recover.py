@@ -15,6 +15,7 @@ from prunus.capture import Captured
 from prunus.errors import ConfigError
 from prunus.evidence import Progress
 from prunus.evidence.batches import checked_batches
+from prunus.heap import freed_memory_kept
 from prunus.recovery.attention import narrowed
 from prunus.recovery.batch_norm import estimate_anew
 from prunus.recovery.checkpoint import Finished
@@ -96,7 +97,7 @@ def recover(
     started = time.perf_counter()
     repairs: list[Repair] = []
     left: list[str] = []
-    with spill_folder(share.disk_bytes) as folder:
+    with spill_folder(share.disk_bytes) as folder, freed_memory_kept():
         pair = Pair(structure, small, torch.as_tensor(keep), batches, folder, share.resident, allow_bias)
         if layers:
             repairs += mix_heads(pair, structure.captured, small, layers, batches)
