@@ -90,9 +90,10 @@ def report(rows: list[dict[str, Any]]) -> str:
 {table(head, cells)}
 
 `prunus.compress(net, x, target=Target(macs={SHARE}), data=images)` with everything that it does by default: export, evidence of `obs`,
-scores, knapsack, repair, verification. The forward passes are those of the original over the same images (a quarter of them, times four), {BATCH} at a time, without
-gradients; mean of one round before and one after, all after a first call with {2 * BATCH} images, which settles the memory allocator. Random weights: times do not depend on them. Images are held by the
-caller and count in the memory before."""
+scores, knapsack, repair, verification. The forward passes are those of the original over the same images (a quarter of them,
+times four), {BATCH} at a time, without gradients; mean of one round before and one after. All come after a first call with
+{2 * BATCH} images, which settles the memory allocator: in a new process these forward passes take up to twice as long. Weights are
+random; times do not depend on them. "Memory before" is the most that was held until then: the images, and the first call."""
 
 
 def main() -> None:
