@@ -116,7 +116,8 @@ def test_a_duplicate_in_front_of_a_transposed_convolution_is_made_up_for_exactly
     assert error(model, lift(small).eval(), data) > 1e-3
     repaired, report = recover(structure, small, keep, data)
     assert [r.layer for r in report.repairs] == ["2"]
-    assert error(model, lift(repaired).eval(), data) < 1e-9
+    # sums of products in single precision and the least ridge leave about 1e-9, depending on the order of rows
+    assert error(model, lift(repaired).eval(), data) < 2e-9
 
 
 def test_a_dependent_channel_of_a_linear_layer_is_made_up_for_exactly() -> None:
@@ -274,8 +275,13 @@ def test_inputs_times_weights_are_the_outputs(layer: nn.Module) -> None:
     given = x
     if found.source.op != "placeholder":  # padded by an operator of its own
         given = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
-    wanted = found.outputs(layer(x).detach())
+    y = layer(x).detach()
+    channels_last = y.movedim(1, -1)
+    wanted = (
+        channels_last.reshape(-1, channels_last.shape[-1]) if found.spatial else y.reshape(-1, y.shape[-1])
+    )
     rows = torch.randperm(len(wanted))[:17]
+    assert torch.equal(found.outputs(y, rows), wanted[rows])
     patches = found.inputs(given, rows, tuple(weight.shape[2:]))
     matrix = found.matrix(weight)
     assert torch.equal(found.as_weight(matrix, weight), weight)

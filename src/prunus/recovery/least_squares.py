@@ -51,7 +51,7 @@ class Moments:
 
     def aim(self, x: Tensor, t: Tensor) -> None:
         """Count targets in, of rows whose inputs are counted already."""
-        self.tt = self.tt + t.square().sum(0).double()
+        self.tt = self.tt + t.double().square().sum(0)
         (x_mean, x_rest, x), (t_mean, t_rest, t) = _about_mean(x), _about_mean(t)
         self.t = self.t + t_rest + t.shape[1] * t_mean
         self.tx = self.tx + _shifted(t.mT @ x, t_rest, t_mean, x_rest, x_mean, t.shape[1])
