@@ -24,3 +24,13 @@ def test_batches_together_give_what_all_at_once_gives(shape: tuple[int, ...], me
     torch.testing.assert_close(found_variance, every.var(1), rtol=1e-5, atol=0)
     assert parts[0].n == every.shape[1]
     assert parts[0].spread() == pytest.approx(float(every.var(1).sum()) * (every.shape[1] - 1), rel=1e-5)
+
+
+def test_half_precision_is_not_summed_in_half_precision() -> None:
+    x = torch.full((16, 2, 64, 64), 100.0, dtype=torch.float16)
+    x[:8] = 104.0
+    found = Statistics()
+    found.add(x)
+    mean, variance = found.settled((torch.zeros(2), torch.ones(2)))
+    torch.testing.assert_close(mean, torch.full((2,), 102.0))
+    torch.testing.assert_close(variance, torch.full((2,), 4.0), rtol=1e-4, atol=0)

@@ -114,7 +114,7 @@ class Layer:
     def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
         """(rows, out) of an output, of which `rows` are indices into batch and map."""
         if not self.spatial:
-            return y.reshape(-1, y.shape[-1]).index_select(0, rows)
+            return y.reshape(-1, y.shape[-1])[rows]
         at = torch.unravel_index(rows, (y.shape[0], *y.shape[2:]))
         return y[(at[0], slice(None), *at[1:])]
 

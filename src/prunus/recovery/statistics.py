@@ -25,6 +25,7 @@ class Statistics:
     def add(self, x: Tensor) -> None:
         """Count a batch in, (samples, channels, *map)."""
         x = x.flatten(2) if x.dim() > 2 else x.mT[None]
+        x = x if x.dtype == torch.float64 else x.float()
         count = x.shape[0] * x.shape[2]
         if not count:
             return
