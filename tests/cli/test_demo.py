@@ -50,8 +50,10 @@ def test_what_it_saved_is_the_tuned_model(short: tuple[DemoResult, str]) -> None
 
 def test_a_second_run_may_replace_the_first(short: tuple[DemoResult, str]) -> None:
     done, _ = short
+    written = (done.directory / "artefact.json").stat().st_mtime_ns
     module._require_own(done.directory)
     done.result.save(done.directory, overwrite=True)
+    assert (done.directory / "artefact.json").stat().st_mtime_ns > written
 
 
 def test_other_folders_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

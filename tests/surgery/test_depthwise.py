@@ -40,10 +40,15 @@ def test_it_equals_torch(monkeypatch, convolution, space, kernel, options: dict[
 
 def test_other_convolutions_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(precision, "shifted_sum", None)
-    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    x, two, one = (torch.randn(*s, dtype=torch.float64) for s in ((2, 4, 6, 6), (4, 2, 3, 3), (4, 1, 3, 3)))
+
+    def others() -> list[torch.Tensor]:
+        return [F.conv2d(x, two, groups=2), F.conv2d(x[:, :1], one), F.conv_transpose2d(x, one, groups=4)]
+
     with torch.no_grad(), OnePrecision(torch.float64):
-        F.conv2d(x, torch.randn(4, 2, 3, 3, dtype=torch.float64), groups=2)
-        F.conv2d(x[:, :1], torch.randn(3, 1, 3, 3, dtype=torch.float64))
-        F.conv_transpose2d(x, torch.randn(4, 1, 3, 3, dtype=torch.float64), groups=4)
+        found = others()
     with torch.no_grad(), OnePrecision(torch.float32):
-        F.conv2d(x, torch.randn(4, 1, 3, 3, dtype=torch.float64), groups=4)
+        single = F.conv2d(x, one, groups=4)
+    for got, wanted in zip(found, others(), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert single.dtype == torch.float32
