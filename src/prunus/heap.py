@@ -55,8 +55,9 @@ def freed_memory_kept() -> Iterator[None]:
     """Inside the block, freed memory is used again instead of being given back to the system, which happens at the end.
 
     glibc gets blocks of more than 32 MB, as activations are, from the system each time, which clears every page: half of the
-    time of a forward pass of a large residual network. Where the C library is another one, or its options were set by the environment, this
-    does nothing.
+    time of a forward pass of a large residual network. Afterwards large blocks come from the system again, except where
+    one fits into a hole that the block has left in the heap: such a one stays, when it is freed, until the next
+    :func:`give_back`. Where the C library is another one, or its options were set by the environment, this does nothing.
     """
     option = _option()
     if option is None:
