@@ -77,5 +77,7 @@ def test_where_the_c_library_cannot_nothing_happens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("prunus.heap._trim", lambda: None)
     monkeypatch.setattr("prunus.heap._option", lambda: None)
     give_back()
+    done = []
     with freed_memory_kept():
-        pass
+        done.append(True)
+    assert done  # the block is run all the same

@@ -19,7 +19,7 @@ def test_a_slab_that_takes_a_member_without_its_binder_is_astray() -> None:
     assert astray(slab, member, (nothing, nothing), 10).tolist() == []
 
 
-def pruned_to(model: nn.Module, x: Tensor, **options: bool) -> None:
+def assert_prunable(model: nn.Module, x: Tensor, **options: bool) -> None:
     """Every group that is offered goes down to half of its units, with those that are tied to it, and the result is verified."""
     structure = prunus.analyze(model.eval(), x, **options)
     halves = {}
@@ -86,4 +86,4 @@ def test_what_cuts_across_is_left_alone(
     model: type[nn.Module], shape: tuple[int, ...], keep_class: bool
 ) -> None:
     torch.manual_seed(0)
-    pruned_to(model(), torch.randn(shape), keep_class=keep_class)
+    assert_prunable(model(), torch.randn(shape), keep_class=keep_class)

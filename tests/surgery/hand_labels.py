@@ -79,7 +79,7 @@ def poison(hand: Hand) -> dict[str, Tensor]:
     return tensors
 
 
-def equal(hand: Hand, small: nn.Module, *inputs: Tensor, one_precision: bool = False) -> None:
+def assert_equal(hand: Hand, small: nn.Module, *inputs: Tensor, one_precision: bool = False) -> None:
     """The masked original and the small network agree to rounding, and removal does change the output."""
     captured = hand.captured
     wide = Inputs(tuple(x.double() for x in inputs), {})

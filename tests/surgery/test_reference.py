@@ -10,7 +10,7 @@ from prunus.inputs import Inputs
 from prunus.surgery.reference import masked_outputs
 from prunus.surgery.verify import compare
 
-from .hand_labels import Hand, equal, give, kept, shake
+from .hand_labels import Hand, assert_equal, give, kept, shake
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +61,10 @@ def conv_net(removed: set[int], inner: set[int]) -> tuple[Hand, nn.Module, Tenso
 
 def test_convolutions_with_residual_depthwise_and_flatten():
     hand, small, x = conv_net({0, 4}, {1, 2, 7})
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
-def group_norm(groups: int, removed: set[int], small_groups: int) -> None:
+def assert_group_norm(groups: int, removed: set[int], small_groups: int) -> None:
     def net(width: int, number: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Conv2d(3, width, 1), nn.GroupNorm(number, width, eps=0.1), nn.Conv2d(width, 2, 1)
@@ -80,15 +80,15 @@ def group_norm(groups: int, removed: set[int], small_groups: int) -> None:
     give(small[0], model[0], out=index)
     give(small[1], model[1], out=index)
     give(small[2], model[2], into=index)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 def test_group_norm_with_smaller_groups():
-    group_norm(2, {0, 6}, 2)
+    assert_group_norm(2, {0, 6}, 2)
 
 
 def test_group_norm_with_a_group_gone():
-    group_norm(4, {2, 3}, 3)
+    assert_group_norm(4, {2, 3}, 3)
 
 
 class Attention(nn.Module):
@@ -120,7 +120,7 @@ def test_attention_keeps_the_scale_of_the_original_head():
     give(small.k, model.k, kept(8, gone))
     give(small.v, model.v)
     give(small.o, model.o)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 def test_attention_with_a_whole_head_gone():
@@ -140,7 +140,7 @@ def test_attention_with_a_whole_head_gone():
     for letter in "qkv":
         give(getattr(small, letter), getattr(model, letter), index)
     give(small.o, model.o, into=index)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 class Keys(nn.Module):
@@ -169,7 +169,7 @@ def test_attention_over_fewer_keys():
         if causal:
             assert masked_outputs(hand.captured, hand.tracks, hand.keep, Inputs((x,), {}), torch.float64)
         else:
-            equal(hand, small, x)
+            assert_equal(hand, small, x)
 
 
 class Standardized(nn.Module):
@@ -199,7 +199,7 @@ def test_weight_standardization_over_what_is_kept():
     small, index = Standardized(4), kept(6, {0, 5})
     give(small.first, model.first, index)
     give(small.last, model.last, into=index)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 class Instance(nn.Module):
@@ -225,7 +225,7 @@ def test_instance_norm_over_pruned_positions():
     give(small.first, model.first, index)
     give(small.norm, model.norm)
     give(small.last, model.last, into=index)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 class Writes(nn.Module):
@@ -256,7 +256,7 @@ def test_writes_through_views():
     give(small.a, model.a, kept(4, {0}))
     give(small.b, model.b, kept(4, {2}))
     give(small.last, model.last, into=kept(8, {0, 6}))
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 def test_what_is_removed_may_be_nan():

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from prunus.capture import size_of
 
-from .hand_labels import Hand, equal, give, kept, shake
+from .hand_labels import Hand, assert_equal, give, kept, shake
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ class Between(nn.Module):
         return self.last(self.middle(self.first(x)))
 
 
-def between(
+def assert_between(
     middle: nn.Module, small_middle: nn.Module, nodes: str, removed: set[int], width: int = 8
 ) -> None:
     """Remove units of the first layer, with `nodes` (of the middle) carrying them along their last axis."""
@@ -43,7 +43,7 @@ def between(
     give(small.first, model.first, out=index)
     give(small.middle, model.middle, out=index)
     give(small.last, model.last, into=index)
-    equal(hand, small, x)
+    assert_equal(hand, small, x)
 
 
 class Call(nn.Module):
@@ -56,35 +56,35 @@ class Call(nn.Module):
 
 
 def test_linear_relu_linear():
-    between(nn.ReLU(), nn.ReLU(), "relu", {0, 3, 7})
+    assert_between(nn.ReLU(), nn.ReLU(), "relu", {0, 3, 7})
 
 
 def test_in_place_activation():
-    between(nn.Hardswish(inplace=True), nn.Hardswish(), "hardswish_", {1, 2})
+    assert_between(nn.Hardswish(inplace=True), nn.Hardswish(), "hardswish_", {1, 2})
 
 
 def test_layer_norm_over_pruned_width():
     nodes = "layer_norm p_middle_weight p_middle_bias"
-    between(nn.LayerNorm(8, eps=0.1), nn.LayerNorm(6, eps=0.1), nodes, {2, 5})
+    assert_between(nn.LayerNorm(8, eps=0.1), nn.LayerNorm(6, eps=0.1), nodes, {2, 5})
 
 
 def test_rms_norm_over_pruned_width():
-    between(nn.RMSNorm(8, eps=0.1), nn.RMSNorm(5, eps=0.1), "rms_norm p_middle_weight", {0, 2, 5})
+    assert_between(nn.RMSNorm(8, eps=0.1), nn.RMSNorm(5, eps=0.1), "rms_norm p_middle_weight", {0, 2, 5})
 
 
 def test_rms_norm_without_eps():
-    between(nn.RMSNorm(8), nn.RMSNorm(5), "rms_norm p_middle_weight", {0, 2, 5})
+    assert_between(nn.RMSNorm(8), nn.RMSNorm(5), "rms_norm p_middle_weight", {0, 2, 5})
 
 
 def test_softmax_over_pruned_width():
-    between(nn.Softmax(-1), nn.Softmax(-1), "softmax", {4, 5})
+    assert_between(nn.Softmax(-1), nn.Softmax(-1), "softmax", {4, 5})
 
 
 def test_log_softmax_over_pruned_width():
-    between(nn.LogSoftmax(-1), nn.LogSoftmax(-1), "log_softmax", {4})
+    assert_between(nn.LogSoftmax(-1), nn.LogSoftmax(-1), "log_softmax", {4})
 
 
-def statistic(function, one_precision: bool = False) -> None:
+def assert_statistic(function, one_precision: bool = False) -> None:
     """A scalar per row, computed over the pruned width and put to the values."""
     model, x = shake(Between(8, Call(lambda v: v * function(v)))), torch.randn(3, 5)
     hand = Hand(model, x)
@@ -98,48 +98,52 @@ def statistic(function, one_precision: bool = False) -> None:
     small = Between(6, model.middle)
     give(small.first, model.first, out=index)
     give(small.last, model.last, into=index)
-    equal(hand, small, x, one_precision=one_precision)
+    assert_equal(hand, small, x, one_precision=one_precision)
 
 
 def test_mean():
-    statistic(lambda v: v.mean(1, keepdim=True))
-    statistic(lambda v: v.mean(-1).unsqueeze(1))
+    assert_statistic(lambda v: v.mean(1, keepdim=True))
+    assert_statistic(lambda v: v.mean(-1).unsqueeze(1))
 
 
 def test_variance():
-    statistic(lambda v: v.var(1, keepdim=True))
-    statistic(lambda v: v.var(dim=(1,), unbiased=False, keepdim=True))
-    statistic(lambda v: v.std(1, correction=2).unsqueeze(1))
-    statistic(lambda v: torch.var_mean(v, 1, keepdim=True)[0])
-    statistic(lambda v: torch.std_mean(v, -1, keepdim=True)[1])
+    assert_statistic(lambda v: v.var(1, keepdim=True))
+    assert_statistic(lambda v: v.var(dim=(1,), unbiased=False, keepdim=True))
+    assert_statistic(lambda v: v.std(1, correction=2).unsqueeze(1))
+    assert_statistic(lambda v: torch.var_mean(v, 1, keepdim=True)[0])
+    assert_statistic(lambda v: torch.std_mean(v, -1, keepdim=True)[1])
 
 
 def test_mean_and_variance_of_everything():
-    statistic(lambda v: v.var())
-    statistic(lambda v: v.mean())
+    assert_statistic(lambda v: v.var())
+    assert_statistic(lambda v: v.mean())
 
 
 def test_extremes():
     # beyond zero on the other side, so that zeros in place of what is removed would win
-    statistic(lambda v: (v - 100).amax(1, keepdim=True))
-    statistic(lambda v: (v - 100).max(1, keepdim=True)[0])
-    statistic(lambda v: (v + 100).amin((1,), keepdim=True))
-    statistic(lambda v: (v + 100).min())
+    assert_statistic(lambda v: (v - 100).amax(1, keepdim=True))
+    assert_statistic(lambda v: (v - 100).max(1, keepdim=True)[0])
+    assert_statistic(lambda v: (v + 100).amin((1,), keepdim=True))
+    assert_statistic(lambda v: (v + 100).min())
 
 
 def test_sums_and_norms():
-    statistic(lambda v: v.sum(1, keepdim=True))
-    statistic(lambda v: v.logsumexp(1, keepdim=True))
-    statistic(lambda v: torch.linalg.vector_norm(v, dim=1, keepdim=True))
-    statistic(lambda v: torch.linalg.vector_norm(v, ord=-1, dim=1, keepdim=True))
-    statistic(lambda v: v.norm(dim=1, keepdim=True))
-    statistic(lambda v: v.prod(1, keepdim=True))
-    statistic(lambda v: (v > 0).sum(1, keepdim=True))
-    statistic(lambda v: F.normalize(v, dim=1).sum(1, keepdim=True))
+    assert_statistic(lambda v: v.sum(1, keepdim=True))
+    assert_statistic(lambda v: v.logsumexp(1, keepdim=True))
+    assert_statistic(lambda v: torch.linalg.vector_norm(v, dim=1, keepdim=True))
+    assert_statistic(lambda v: torch.linalg.vector_norm(v, ord=-1, dim=1, keepdim=True))
+    assert_statistic(lambda v: v.norm(dim=1, keepdim=True))
+    assert_statistic(lambda v: v.prod(1, keepdim=True))
+    assert_statistic(lambda v: (v > 0).sum(1, keepdim=True))
+    assert_statistic(lambda v: F.normalize(v, dim=1).sum(1, keepdim=True))
 
 
 def test_types_named_inside_follow_the_verification():
-    statistic(lambda v: v.to(torch.float32).pow(2).mean(1, keepdim=True).to(v.dtype), one_precision=True)
-    statistic(lambda v: v.softmax(1, dtype=torch.float32).square().sum(1, keepdim=True), one_precision=True)
+    assert_statistic(
+        lambda v: v.to(torch.float32).pow(2).mean(1, keepdim=True).to(v.dtype), one_precision=True
+    )
+    assert_statistic(
+        lambda v: v.softmax(1, dtype=torch.float32).square().sum(1, keepdim=True), one_precision=True
+    )
     tenth = lambda: torch.full((1,), 0.1, dtype=torch.float32)  # noqa: E731
-    statistic(lambda v: tenth() + v.half().float().sum(1, keepdim=True), one_precision=True)
+    assert_statistic(lambda v: tenth() + v.half().float().sum(1, keepdim=True), one_precision=True)
