@@ -1,6 +1,6 @@
 """What each part of the repair is worth: the error of the outputs with one or several of them switched off.
 
-    python benchmarks/recovery_parts.py                  # half an hour on two cores; writes benchmarks/results/recovery_parts.md
+    python benchmarks/recovery_parts.py                  # half an hour on a quiet machine; writes benchmarks/results/recovery_parts.md
     python benchmarks/recovery_parts.py --only minilm    # prints; writes nothing
 
 Networks are cut and repaired on training inputs without labels, and judged on other training inputs: nothing here has seen what the
