@@ -25,7 +25,7 @@ __all__ = ["INPUT", "Call", "Recording", "SizeOf", "record"]
 
 INPUT = "<input>"  # no name that a parameter could have
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_HERE = str(Path(__file__).parent) + os.sep
+_HERE = str(Path(__file__).parents[1]) + os.sep
 _ASKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -189,13 +189,16 @@ def _constants(value: Any) -> Any:
 
 
 def _calling_line() -> str:
+    """The innermost line outside of torch; where the model is torch's own, the innermost of its modules."""
     frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None:
+    of_torch = ""
+    while frame is not None and frame.f_code is not record.__code__:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _HERE)):
             return f"{name}:{frame.f_lineno}"
+        of_torch = of_torch or (f"{name}:{frame.f_lineno}" if name.startswith(_TORCH + "nn") else "")
         frame = frame.f_back
-    return "unknown line"
+    return of_torch or "unknown line"
 
 
 @functools.cache

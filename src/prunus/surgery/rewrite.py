@@ -69,18 +69,19 @@ class Rewriting:
 
     def constant(self, tensor: Tensor, name: str) -> fx.Node:
         """A new constant tensor of the graph."""
-        unique = f"c_{name}_kept"
-        while unique in self.constants:
-            unique += "_"
-        self.constants[unique] = tensor
         first = next(iter(self.graph.nodes), None)
         with self.graph.inserting_before(first) if first is not None else self.graph.inserting_after():
-            node = self.graph.placeholder(unique)
+            node = self.graph.placeholder(f"c_{name}_kept")
         node.meta["val"] = tensor
+        self.constants[node.name] = tensor
         return node
 
     def run(self, graph: fx.Graph, packs: list[Pack]) -> fx.Graph:
         """Copy the graph, with constants for what stays; `packs` are taken apart."""
+        for (
+            node
+        ) in graph.nodes:  # what rewriters add takes none of these names: later stages match nodes by them
+            self.graph._graph_namespace.create_name(node.name, None)
         replaced = skipped(packs)
         at = {pack.reshape: pack for pack in packs}
         for node in graph.nodes:
@@ -95,6 +96,7 @@ class Rewriting:
         args = map_arg(node.args, lambda n: self.new[n])
         kwargs = map_arg(node.kwargs, lambda n: self.new[n])
         copy = self.graph.create_node(node.op, node.target, args, kwargs, node.name + self.suffix)  # type: ignore[arg-type]
+        copy.name = copy.name if self.suffix else node.name
         copy.meta = {**node.meta, "origin": node.name}
         self.new[node] = copy
         if is_table(node, lambda n: self.values[n.name]):

@@ -31,8 +31,9 @@ def slice_graph(structure: Structure, keep: np.ndarray) -> Captured:
             tensors[node.name] = sliced(tensors[node.name], run.kept(node))
     placeholders = [node for node in captured.graph.find_nodes(op="placeholder") if node.name in tensors]
     keep_weights(captured, tensors, {node: run.kept(node) for node in placeholders})
+    taken = {*names.values(), *(alias for every in captured.aliases.values() for alias in every)}
     for name, tensor in run.constants.items():
-        tensors[name], names[name], kinds[name] = tensor, name, "constant"
+        tensors[name], names[name], kinds[name] = tensor, _free(name, taken), "constant"
     run.graph.eliminate_dead_code(is_impure_node=_is_impure)
     run.graph.lint()
     return dataclasses.replace(captured, graph=run.graph, tensors=tensors, names=names, kinds=kinds)
@@ -56,6 +57,14 @@ def sliced(tensor: Tensor, what: Kept) -> Tensor:
 
 def _parameter(like: nn.Parameter, data: Tensor) -> nn.Parameter:
     return nn.Parameter(data, requires_grad=like.requires_grad)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or a longer one where the model has it: a model that was cut before has such constants."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -70,6 +70,7 @@ def unpack(run: Rewriting, pack: Pack) -> None:
         end = run.graph.create_node(
             "call_function", aten.select.int, (branch.new[last], pack.axis, 0), name=ends[0].name
         )
+        end.name = ends[0].name  # what follows knows it by this
         end.meta = dict(ends[0].meta)
         what: Kept = branch.kept(ends[0])
         end.meta["val"] = shaped(ends[0].meta["val"], what)

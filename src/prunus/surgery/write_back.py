@@ -47,20 +47,29 @@ def write_back(
         The module in the mode (training or evaluation) of the user's model, with a note if something else than
         parameters and attributes had to change; or None, and the reason with the source line that prevented it.
     """
-    captured = structure.captured
-    if captured.model is None:
+    if structure.captured.model is None:
         return None, "the source was an exported program, which has no class"
-    slots = find_slots(captured.model)
     try:
-        candidate = _cut_copy(captured.model, captured, small)
-        recording = recorded_forward(captured.model, captured)
+        return _written_back(structure, structure.captured.model, small, graph_module, torch.as_tensor(keep))
+    except Exception as failure:  # noqa: BLE001  the graph is right without it
+        return None, f"its class could not be given back: {first_line(failure)}"
+
+
+def _written_back(
+    structure: Structure, model: nn.Module, small: Captured, graph_module: nn.Module, keep: Tensor
+) -> tuple[nn.Module | None, str]:
+    captured = structure.captured
+    slots = find_slots(model)
+    try:
+        candidate = _cut_copy(model, captured, small)
+        recording = recorded_forward(model, captured)
     except Exception as failure:  # noqa: BLE001  whatever the user's classes raise
         return None, f"the model cannot be copied and run: {first_line(failure)}"
     solution = solve_slots(slots, recording, align(recording, captured, small), captured, small)
     stated = stated_sizes(structure, small, slots, solution.values)
-    trials = _Trials(structure, small, Agreement(captured, graph_module), torch.as_tensor(keep), solution)
+    trials = _Trials(structure, small, Agreement(captured, graph_module), keep, solution)
     reason = ""
-    for guess in guesses(captured.model, slots, solution):
+    for guess in guesses(model, slots, solution):
         # every slot is set, so that nothing of an earlier guess stays
         set_slots(candidate, {**slots, **stated, **guess, **solution.values})
         note, why = trials.judge(candidate)
