@@ -20,7 +20,7 @@ from prunus.allocation import (
     held_by,
     keep_counts,
 )
-from prunus.capture import architecture_hash
+from prunus.capture import architecture_hash, output_paths
 from prunus.criteria import ByIndex, Options, as_criterion, gather, score_groups
 from prunus.describe import describe
 from prunus.errors import ConfigError, PlanError
@@ -185,7 +185,17 @@ def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, f
         target=target,
         keep_class=structure.keep_class,
         seed=seed,
+        outputs=_outputs(structure),
     )
+
+
+def _outputs(structure: Structure) -> dict[str, str]:
+    """Which outputs may get narrower or are dropped, each by its path, as `analyze` was told."""
+    states = structure.captured.outputs
+    if not states:
+        return {}
+    paths = output_paths(structure.captured.out_spec)
+    return {path or "*": state for path, state in zip(paths, states, strict=True) if state != "keep"}
 
 
 def check(structure: Structure, made: Plan) -> None:

@@ -77,6 +77,7 @@ class Plan:
         options: those of `Options` that differ from the defaults.
         layers: the layers that are replaced by chains of smaller ones.
         biases: paths of layers without a bias that get one, of zeros unless they are repaired.
+        outputs: path of an output -> `"free"` or `"drop"`: which may get narrower, and which are not returned.
         then: what is done with the model that results: a plan of its own, for its architecture.
         version: of the format.
     """
@@ -92,6 +93,7 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
     layers: tuple[LayerPlan, ...] = ()
     biases: tuple[str, ...] = ()
+    outputs: dict[str, str] = field(default_factory=dict)
     then: Plan | None = None
     version: int = VERSION
 
@@ -127,8 +129,9 @@ class Plan:
         own = dataclasses.replace(self, then=None)
         content = {"prunus_plan": self.version, **dataclasses.asdict(own)}
         del content["version"], content["then"]
-        if not self.biases:
-            del content["biases"]
+        for name in ("biases", "outputs"):
+            if not content[name]:
+                del content[name]
         return content if self.then is None else {**content, "then": self.then._content()}
 
     @staticmethod
@@ -162,6 +165,12 @@ class Plan:
             problems += [p for i, entry in enumerate(content["layers"]) for p in layer_problems(i, entry)]
         if isinstance(biases := content.get("biases"), list) and not all(isinstance(b, str) for b in biases):
             problems.append("entry 'biases' of the plan lists something else than paths of layers")
+        if isinstance(outputs := content.get("outputs"), dict):
+            problems += [
+                f"output {key!r} is {state!r}, not 'free' or 'drop'"
+                for key, state in outputs.items()
+                if state not in ("free", "drop")
+            ]
         if isinstance(target, dict):
             problems += [
                 f"target {key!r} is {value!r}, not a number"

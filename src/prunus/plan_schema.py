@@ -25,6 +25,7 @@ PLAN_ENTRIES: _Entries = {
     "options": (dict, True),
     "layers": (list, True),
     "biases": (list, True),
+    "outputs": (dict, True),
     "then": (dict, True),
 }
 _LAYER_ENTRIES: _Entries = {

@@ -16,7 +16,7 @@ from torch import nn
 from prunus.allocation import Target
 from prunus.api.result import Result, reusable
 from prunus.api.scores import Scores
-from prunus.capture import Captured, capture
+from prunus.capture import Captured, capture, with_outputs
 from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.evidence import Evidence, Progress
@@ -30,7 +30,13 @@ from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_z
 __all__ = ["analyze", "compress", "execute", "structure_of"]
 
 
-def analyze(model: Any, example_inputs: Any = None, *, keep_class: bool = False) -> Structure:
+def analyze(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    keep_class: bool = False,
+    outputs: Mapping[str, str] | str | None = None,
+) -> Structure:
     """Find which channels of a model live and die together, and why some cannot.
 
     Args:
@@ -38,12 +44,18 @@ def analyze(model: Any, example_inputs: Any = None, *, keep_class: bool = False)
         example_inputs: a tensor, a tuple, a dictionary of keywords, or `prunus.Inputs`; not needed for exported programs.
         keep_class: add the constraints that the user's own class needs to run afterwards, such as equal widths of q, k and v
             in one packed layer.
+        outputs: which outputs need not stay as they are: `{"1": "free", "aux": "drop"}`. Keys are places in what the model
+            returns (indices, keys and names of fields, joined by dots, or the beginning of such a path, or a glob). The channels
+            of a free output may leave, so that it gets narrower, as in a backbone whose maps go into layers of your own. What is
+            dropped is not computed, held or verified any more; a result in graph form returns None in its place, and the user's
+            own class comes back only if its forward still runs. One word goes for all outputs.
 
     Raises:
+        ConfigError: an output that is not there.
         CaptureError: the model cannot be exported, the inputs do not fit it, or its weights are not finite.
         StructureError: the graph cannot be followed.
     """
-    return structure_of(capture(model, example_inputs), keep_class)
+    return structure_of(with_outputs(capture(model, example_inputs), outputs), keep_class)
 
 
 def structure_of(captured: Captured, keep_class: bool) -> Structure:
@@ -214,6 +226,7 @@ def compress(
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
     keep_class: bool = False,
+    outputs: Mapping[str, str] | str | None = None,
     verify: bool = True,
     measure_latency: bool = False,
     seed: int = 0,
@@ -235,7 +248,7 @@ def compress(
         example_inputs: see `analyze`.
         method: see `plan`; by default `"obs"` with data and `"l2"` without.
         target, ratio, table, allocation, options, hold, floors, multiple_of, seed, loss, progress: see `plan`.
-        keep_class: see `analyze`.
+        keep_class, outputs: see `analyze`.
         verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
         data: an iterable of batches like the example inputs, see `plan`; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
@@ -259,7 +272,7 @@ def compress(
     """
     data, steps = reusable(data), checked_steps(recover)
     scores = None if evaluate is None else Scores(evaluate)
-    structure = analyze(model, example_inputs, keep_class=keep_class)
+    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs)
     if scores:
         scores.original(structure.captured)  # what it raises, it raises before the work
     if method is None:

@@ -13,7 +13,7 @@ from prunus.api.pruning import execute, structure_of
 from prunus.api.replacing import replaced
 from prunus.api.result import Result, after, reusable
 from prunus.api.scores import Scores
-from prunus.capture import architecture_hash, capture
+from prunus.capture import architecture_hash, capture, with_outputs
 from prunus.decomposition.run import of_plan
 from prunus.describe import rebuild
 from prunus.errors import PlanError
@@ -99,7 +99,7 @@ def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How, each_step: 
         if isinstance(model, nn.Module)
         else None
     )
-    captured = capture(model, inputs)
+    captured = with_outputs(capture(model, inputs), plan.outputs)
     if how.scores:
         how.scores.original(captured)
     plan = dataclasses.replace(plan, then=None)

@@ -5,5 +5,16 @@ from prunus.capture.hashing import architecture_hash
 from prunus.capture.partial import Partial
 from prunus.capture.sizes import concrete, size_of
 from prunus.capture.source import capture
+from prunus.capture.wanted import output_paths, output_problems, with_outputs
 
-__all__ = ["Captured", "Partial", "architecture_hash", "capture", "concrete", "size_of"]
+__all__ = [
+    "Captured",
+    "Partial",
+    "architecture_hash",
+    "capture",
+    "concrete",
+    "output_paths",
+    "output_problems",
+    "size_of",
+    "with_outputs",
+]

@@ -49,6 +49,8 @@ class Captured:
         partial: What is known besides when only parts of the model could be captured: then ``model`` calls these parts
             one after another on ``run_inputs``, and is not what the user passed.
         unsettled: Nodes of a model made by surgery at which only numbers can tell whether the operands fit.
+        outputs: What the user says of each leaf of the output, see `with_outputs`: ``"keep"``, ``"free"`` (it may get narrower)
+            or ``"drop"`` (the graph returns None in its place); empty where all keep their shapes.
     """
 
     graph: torch.fx.Graph
@@ -67,11 +69,16 @@ class Captured:
     left_out: tuple[str, ...] = ()
     partial: Partial | None = None
     unsettled: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @property
     def owner(self) -> nn.Module | None:
         """The user's whole model; None when the source was an exported program."""
         return self.partial.whole if self.partial else self.model
+
+    def output_state(self, leaf: int) -> str:
+        """What the user says of one leaf of the output."""
+        return self.outputs[leaf] if self.outputs else "keep"
 
     def with_(self, **changes: Any) -> Captured:
         """Return a copy with some fields replaced."""

@@ -35,6 +35,8 @@ def compress(
     step_op: options.StepOp = None,
     reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
+    free: options.Free = None,
+    drop: options.Drop = None,
     inputs: options.Inputs = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
@@ -84,7 +86,12 @@ def compress(
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
-        structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
+        structure = analyze(
+            opened.model,
+            opened.example_inputs,
+            keep_class=keep_class,
+            outputs=options.outputs_of(free, drop),
+        )
     given = wanted.batches(structure)
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)
     made = wanted.plan(structure, noted)

@@ -26,6 +26,8 @@ def inspect(
             help="Only say why the channels of this layer can or cannot go; several times for several layers.",
         ),
     ] = None,
+    free: options.Free = None,
+    drop: options.Drop = None,
     seed: options.Seed = 0,
 ) -> None:
     """Show which channels can be removed, and why others cannot.
@@ -43,7 +45,12 @@ def inspect(
         from prunus.api import analyze
         from prunus.surgery import count_macs
 
-        structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
+        structure = analyze(
+            opened.model,
+            opened.example_inputs,
+            keep_class=keep_class,
+            outputs=options.outputs_of(free, drop),
+        )
         captured = structure.captured
         parameters = [captured.tensors[name] for name, kind in captured.kinds.items() if kind == "parameter"]
         params, macs = sum(tensor.numel() for tensor in parameters), count_macs(captured)

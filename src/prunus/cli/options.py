@@ -164,6 +164,20 @@ MultipleOf = Annotated[
 KeepClass = Annotated[
     bool, typer.Option("--keep-class", help="Only cut in ways that the model's own class can run with.")
 ]
+Free = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OUTPUT",
+        show_default=False,
+        help="This output may get narrower: its place in what the model returns, such as 1 or maps.0; * for all.",
+    ),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OUTPUT", show_default=False, help="This output is not wanted: neither held nor computed."
+    ),
+]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the result with the masked original.")
 ]
@@ -196,6 +210,11 @@ def options_of(**given: Any) -> Options | None:
     """The options that were given, with defaults for the rest; None where none were, which leaves it to the method."""
     said = {name: value for name, value in given.items() if value is not None}
     return Options(**said) if said else None
+
+
+def outputs_of(free: Sequence[str] | None, drop: Sequence[str] | None) -> dict[str, str]:
+    """What is said of outputs, as `prunus.analyze` takes it."""
+    return {**dict.fromkeys(free or (), "free"), **dict.fromkeys(drop or (), "drop")}
 
 
 def method_of(name: str, seed: int) -> Any:

@@ -59,6 +59,8 @@ def plan(
     step_op: options.StepOp = None,
     reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
+    free: options.Free = None,
+    drop: options.Drop = None,
     inputs: options.Inputs = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
@@ -109,7 +111,12 @@ def plan(
     with step("Analyzing the model"):
         from prunus.api import analyze
 
-        structure = analyze(opened.model, opened.example_inputs, keep_class=keep_class)
+        structure = analyze(
+            opened.model,
+            opened.example_inputs,
+            keep_class=keep_class,
+            outputs=options.outputs_of(free, drop),
+        )
     made = wanted.plan(structure) if wanted.goal else None
     if layers:
         _list(structure, made, layers)

@@ -6,9 +6,9 @@ import platform
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from prunus.capture import Captured, Partial
+from prunus.capture import Captured, Partial, output_paths, size_of
 from prunus.plan import Plan
 from prunus.report.data import GroupReport, LayerReport, Report, Totals
 from prunus.report.latency import measure_many
@@ -37,6 +37,7 @@ def build_report(
     )
     if form == "class" and remark:
         notes.append(remark)
+    notes += output_notes(structure.captured, small)
     if structure.captured.partial:
         notes += partial_notes(structure.captured.partial)
     return Report(
@@ -67,6 +68,34 @@ def partial_notes(partial: Partial) -> list[str]:
         *(f"left out: the code of {each}" for each in partial.left_out),
         *([f"also used by code that was left out: {', '.join(sorted(partial.used_outside))}"] if partial.used_outside else []),
     ]  # fmt: skip
+
+
+def output_notes(captured: Captured, small: Captured) -> list[str]:
+    """Which outputs have become narrower, and which are not there any more."""
+    before, after = (list(each.graph.output_node().args[0]) for each in (captured, small))  # type: ignore[arg-type]
+    paths = output_paths(captured.out_spec)
+    free = [
+        f"{path or 'the output'} from {_shape(before[i])} to {_shape(after[i])}"
+        for i, path in enumerate(paths)
+        if captured.output_state(i) == "free" and _shape(before[i]) != _shape(after[i])
+    ]
+    dropped = [path for i, path in enumerate(paths) if captured.output_state(i) == "drop"]
+    return [
+        *([f"outputs that were free got narrower: {', '.join(free)}"] if free else []),
+        *(
+            [f"outputs that were dropped, and so neither held nor verified: {', '.join(dropped)}"]
+            if dropped
+            else []
+        ),
+    ]
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return (
+        size_of(value)
+        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
+        else ()
+    )
 
 
 def versions() -> dict[str, str]:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
-from torch.utils import _pytree as pytree
 
-from prunus.capture import Captured, concrete, size_of
+from prunus.capture import Captured, concrete, output_paths, size_of
 from prunus.errors import StructureError
 from prunus.structure.labels import Labels, along, varying
 from prunus.structure.layout import moved
@@ -110,8 +109,10 @@ class Run:
 
     def _hold_outputs(self, node: fx.Node) -> None:
         used = node.args[0]
-        names = [] if self.captured.partial else _paths(self.captured.out_spec)
+        names = [] if self.captured.partial else output_paths(self.captured.out_spec)
         for i, each in enumerate(used if isinstance(used, (tuple, list)) else [used]):
+            if self.captured.output_state(i) == "free":
+                continue
             reason = (
                 "is part of the model's output" if names else "is handed to code that could not be captured"
             )
@@ -275,13 +276,6 @@ def _values(arguments: Any) -> list[Value]:
         elif isinstance(x, dict):
             found.extend(_values(x.values()))
     return found
-
-
-def _paths(spec: pytree.TreeSpec) -> list[str]:
-    """What each leaf of an output is called: keys and indices, joined by dots."""
-    leaves = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    keys = [path for path, _ in pytree.tree_flatten_with_path(leaves)[0]]
-    return [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in keys]
 
 
 def _broadcast(value: Value, shape: tuple[int, ...]) -> tuple[list[Tensor], tuple[bool, ...]]:

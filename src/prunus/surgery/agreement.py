@@ -80,13 +80,18 @@ class Agreement:
         self, module: nn.Module, dtype: torch.dtype | None, scalings: Mapping[str, Tensor]
     ) -> tuple[Recording, float]:
         recording = self._run(module, dtype, scalings)
-        got = _leaves(recording.output)
+        got = self._leaves(recording.output)
         if dtype not in self._wanted:
-            self._wanted[dtype] = _leaves(self._run(self._graph_module, dtype, {}).output)
+            self._wanted[dtype] = self._leaves(self._run(self._graph_module, dtype, {}).output)
         wanted = self._wanted[dtype]
         if len(got) != len(wanted):
             return recording, math.inf
         return recording, max((_error(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
+
+    def _leaves(self, output: Any) -> list[Any]:
+        """What is compared: outputs that are wanted, and are not None."""
+        leaves = enumerate(pytree.tree_leaves(output))
+        return [x for i, x in leaves if x is not None and self._captured.output_state(i) != "drop"]
 
     def _run(self, module: nn.Module, dtype: torch.dtype | None, scalings: Mapping[str, Tensor]) -> Recording:
         """A forward at one precision, or at the module's own."""
@@ -111,10 +116,6 @@ class Agreement:
             if dtype is not None:
                 stack.enter_context(OnePrecision(dtype))
             return record(copied, Inputs(args, kwargs))
-
-
-def _leaves(output: Any) -> list[Any]:
-    return [leaf for leaf in pytree.tree_leaves(output) if leaf is not None]
 
 
 def _noise(module: nn.Module) -> Any:
