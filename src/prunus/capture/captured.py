@@ -26,8 +26,9 @@ class Captured:
     Attributes:
         graph: Placeholders (one for each parameter, buffer, constant and leaf of the inputs), then calls,
             then one output node whose ``args[0]`` is a flat tuple. ``node.meta`` keeps ``val`` (fake
-            tensors), ``nn_module_stack`` and ``stack_trace``. ``get_attr`` nodes occur only as the branches
-            of control flow operators (``cond`` and the like), which no later stage looks into.
+            tensors), ``nn_module_stack`` and ``stack_trace``. ``get_attr`` nodes occur only as the bodies
+            of control flow operators (``while_loop`` and the like), which no later stage looks into; both branches
+            of a ``cond`` are part of the graph.
         tensors: Placeholder name -> the user's own tensor (not a copy).
         names: Placeholder name -> qualified name in the model, such as ``layer1.0.conv1.weight``; constants
             get a unique name of that form.

@@ -1,24 +1,44 @@
-"""Clean an exported graph: inline wrappers, drop checks and dead calls."""
+"""Clean an exported graph: put regions in where they are called, drop checks and dead calls."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+
+from prunus.capture.autocast import Autocast
+from prunus.capture.regions import AUTOCAST, BRANCH, choose, paste
+from prunus.errors import CaptureError
 
 __all__ = ["clean_graph"]
+
+_TRANSPARENT = (
+    "wrap_with_set_grad_enabled",
+    "wrap_with_autocast",
+    "tag_activation_checkpoint",
+    "wrap_activation_checkpoint",
+    "wrap",
+    "hints_wrapper",
+    "strict_mode",
+)
 
 
 def clean_graph(graph: fx.Graph) -> None:
     """Reduce an exported graph to the calls that compute something, in place.
 
-    Wrapper operators that only set a mode that does not change the numbers (``no_grad``, autocast switched
-    off, activation checkpointing) are replaced by their body. Run-time checks and calls without effect and
-    without users are dropped; placeholders always stay.
+    Regions become part of the graph around them: modes that do not change the numbers (``no_grad``, activation
+    checkpointing) by their body alone, autocast with its casts written out, and a ``cond`` by both of its
+    branches, between whose results a ``where`` chooses. The nodes of a branch know that they belong to it.
+    Run-time checks and calls without effect and without users are dropped; placeholders always stay.
+
+    Raises:
+        CaptureError: If a region lies in an autocast region, and it is not known what autocast does to it.
     """
-    while any(_inline(graph, node) for node in list(graph.nodes) if _is_transparent_wrapper(node)):
+    while any([_inline(graph, node) for node in list(graph.nodes) if _is_region(node)]):
         pass
     for node in list(graph.nodes):
+        if node.meta.get(AUTOCAST) is not None and _is_region(node):
+            raise CaptureError(f"The model runs {node.target} under autocast, which prunus cannot follow.")
         if _is_check(node):
             graph.erase_node(node)
     for node in reversed(list(graph.nodes)):
@@ -27,67 +47,52 @@ def clean_graph(graph: fx.Graph) -> None:
     graph.lint()
 
 
-def _is_transparent_wrapper(node: fx.Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
-        return False
-    name = node.target.name()
-    if name == "wrap_with_autocast":
-        # (device_type, dtype, enabled, cache_enabled, body, *operands); switched on, it changes dtypes
-        return node.args[2] is False
-    return name in (
-        "wrap_with_set_grad_enabled",
-        "tag_activation_checkpoint",
-        "wrap",
-        "hints_wrapper",
-        "strict_mode",
-    )
+def _is_region(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _inline(graph: fx.Graph, call: fx.Node) -> bool:
-    """Replace a wrapper call by the nodes of its body; False when it is not of the known form."""
-    at = next(
-        (i for i, arg in enumerate(call.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"), None
-    )
-    owner = graph.owning_module
-    if at is None or owner is None:
+    """Replace the call of a region by the nodes of its bodies; False when it is not of a known form."""
+    name = call.target.name()  # type: ignore[union-attr]
+    if name == "cond":
+        result = _both_branches(graph, call)
+    else:
+        result = _body(graph, call) if name in _TRANSPARENT else None
+    if result is None:
         return False
-    reference = call.args[at]
-    assert isinstance(reference, fx.Node)
-    body = owner.get_submodule(str(reference.target)) if reference.op == "get_attr" else None
-    if not isinstance(body, fx.GraphModule):
-        return False
-    operands = list(call.args[at + 1 :])
-    if call.target is torch.ops.higher_order.hints_wrapper:
-        operands = list(operands[0])  # type: ignore[arg-type]
-    placeholders = body.graph.find_nodes(op="placeholder")
-    if len(placeholders) != len(operands):
-        return False
-    values: dict[fx.Node, Any] = dict(zip(placeholders, operands, strict=True))
-    result: Any = None
-    with graph.inserting_before(call):
-        for node in body.graph.nodes:
-            if node.op == "output":
-                result = fx.map_arg(node.args[0], lambda n: values[n])
-            elif node.op == "get_attr":
-                values[node] = _adopt(graph, owner, body, node)
-            elif node.op != "placeholder":
-                values[node] = graph.node_copy(node, lambda n: values[n])
     _replace_result(graph, call, result)
     graph.erase_node(call)
     return True
 
 
-def _adopt(graph: fx.Graph, owner: torch.nn.Module, body: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Move what a nested ``get_attr`` refers to from the inlined body to the owner of the outer graph."""
-    name = target = str(node.target)
-    count = 0
-    while hasattr(owner, name):
-        count += 1
-        name = f"{target}_{count}"
-    setattr(owner, name, getattr(body, target))
-    copy = graph.get_attr(name)
-    copy.meta = dict(node.meta)
-    return copy
+def _body(graph: fx.Graph, call: fx.Node) -> Any:
+    """The results of the one body of a call, put in before it; None when it is not of the known form."""
+    at = next(
+        (i for i, arg in enumerate(call.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"), None
+    )
+    if at is None:
+        return None
+    operands = list(call.args[at + 1 :])
+    if call.target is torch.ops.higher_order.hints_wrapper:
+        operands = list(operands[0])  # type: ignore[arg-type]
+    marks: dict[str, Any] = {}
+    if call.target is torch.ops.higher_order.wrap_with_autocast:
+        device, dtype, enabled, *_ = call.args
+        marks[AUTOCAST] = Autocast(str(device), dtype) if enabled else None  # type: ignore[arg-type]
+    return paste(graph, call, call.args[at], operands, marks)
+
+
+def _both_branches(graph: fx.Graph, call: fx.Node) -> Any:
+    """The results of a `cond`: both branches are put in, and each result is chosen from the two."""
+    condition, yes, no, operands = call.args
+    if not all(isinstance(value, Tensor) for value in call.meta["val"]):
+        return None
+    inside = call.meta.get(BRANCH, ())
+    results = [
+        paste(graph, call, body, list(operands), {BRANCH: (*inside, (call.name, taken))})  # type: ignore[arg-type]
+        for body, taken in ((yes, True), (no, False))
+    ]
+    return None if None in results else choose(graph, call, condition, *results)
 
 
 def _replace_result(graph: fx.Graph, call: fx.Node, result: Any) -> None:

@@ -1,0 +1,127 @@
+"""Regions of a forward: autocast, conditions, modes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus.capture import capture
+from prunus.surgery import lift
+from tests.property.networks import Network
+from tests.structure.families import free, network, pruned
+
+BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
+
+
+def same_numbers(made: Network, *inputs: Any) -> None:
+    """What the captured graph computes is bit for bit what the model computes."""
+    graph = lift(capture(made.model, made.inputs))
+    with torch.no_grad():
+        for given in (made.inputs, *inputs):
+            assert torch.equal(graph(*given), made.model(*given))
+
+
+def convolutions(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = m.a(x.float()).relu()
+    with torch.autocast(**BF16):
+        y = m.n(m.b(y)).relu()
+        with torch.no_grad():
+            z = (y + y.float()).mean((2, 3))
+    return m.f(z.float())
+
+
+def attention(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast(**BF16):
+        heads = [layer(x).view(2, 5, 2, 4).transpose(1, 2) for layer in (m.q, m.k, m.v)]
+        y = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        with torch.autocast("cpu", enabled=False):
+            y = y.float() * 0.5
+        return m.n(x + m.o(y)).float()
+
+
+def products(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = torch.einsum("nc,ch->nh", torch.tanh(m.a(x)), m.w)
+        y = torch.cat([y, y.float()], 1)
+        return m.f(y).softmax(-1).float()
+
+
+AUTOCAST: dict[str, Callable[[], Network]] = {
+    "convolutions": lambda: network(
+        convolutions, torch.randn(2, 3, 7, 7),
+        a=nn.Conv2d(3, 8, 3), n=nn.BatchNorm2d(12), b=nn.Conv2d(8, 12, 3), f=nn.Linear(12, 4),
+    ),
+    "attention": lambda: network(
+        attention, torch.randn(2, 5, 8),
+        q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), o=nn.Linear(8, 8), n=nn.LayerNorm(8),
+    ),
+    "products": lambda: network(
+        products, torch.randn(2, 6), a=nn.Linear(6, 8), w=nn.Parameter(torch.randn(8, 10)), f=nn.Linear(20, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_is_followed_with_its_casts(name: str) -> None:
+    made = AUTOCAST[name]()
+    same_numbers(made)
+    structure = pruned(made, range(2))
+    assert not structure.unknown
+    assert sum(free(structure).values()) >= 8
+
+
+def test_what_a_forward_casts_is_cast_in_the_result() -> None:
+    made = AUTOCAST["convolutions"]()
+    result = prunus.compress(made.model, made.inputs, target=prunus.Target(channels=0.5))
+    assert result.report.form == "class"
+    small = lift(capture(result.model, made.inputs))
+    with torch.no_grad():
+        assert torch.equal(small(*made.inputs), result.model(*made.inputs))
+        assert any("bfloat16" in str(node.args) for node in small.graph.nodes)
+
+
+def by_value(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    y = torch.cond(x.sum() > 0, lambda t: m.b(t).relu(), lambda t: m.b(t * 2).sigmoid(), (y,))
+    return m.f(y)
+
+
+def by_size(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    y, z = torch.cond(x.shape[0] > 3, lambda t: (m.b(t), t + 1), lambda t: (m.c(t), t * 2), (y,))
+    return m.f(y * 0.5) + z.mean(1, keepdim=True)
+
+
+def nested(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).view(-1, 2, 4).relu()
+
+    def positive(t: Tensor) -> Tensor:
+        return torch.cond(x[0, 0] > 0, lambda t: m.b(t), lambda t: m.c(t), (t,))
+
+    return m.f(torch.cond(x.sum() > 0, positive, lambda t: t.flip(1).relu(), (y.flatten(1),)))
+
+
+CONDITIONS: dict[str, Callable[[], Network]] = {
+    "by_value": lambda: network(by_value, torch.randn(2, 6), a=nn.Linear(6, 8), b=nn.Linear(8, 10), f=nn.Linear(10, 3)),
+    "by_size": lambda: network(
+        by_size, torch.randn(2, 6), a=nn.Linear(6, 8), b=nn.Linear(8, 10), c=nn.Linear(8, 10), f=nn.Linear(10, 3)
+    ),
+    "nested": lambda: network(
+        nested, torch.randn(2, 6), a=nn.Linear(6, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), f=nn.Linear(8, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_both_branches_of_a_condition_are_followed(name: str) -> None:
+    made = CONDITIONS[name]()
+    mirrored = made.inputs[0].flip(0, 1)
+    others = [(sign * x,) for sign in (1, -1) for x in (made.inputs[0], mirrored, mirrored.repeat(2, 1))]
+    same_numbers(made, *others)
+    structure = pruned(made, range(2))
+    assert not structure.unknown
+    assert sum(free(structure).values()) >= 8
