@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from prunus.capture.sizes import is_symbolic
 from prunus.evidence.places import Place, Spot
 
-__all__ = ["Arrangement", "Blocks", "Operands", "arrangement", "blocks", "operands"]
+__all__ = ["Arrangement", "Blocks", "arrangement", "blocks", "split_labels"]
 
 _WIDEST = 4096  # positions that are told apart: sums of all their products take 134 MB
 
@@ -32,7 +32,7 @@ class Arrangement:
         labels = spot.units
         for i, axis in reversed(list(enumerate(spot.axes))):
             merged = is_symbolic(value.shape[axis])
-            split = _split(np.moveaxis(labels, i, 0), merged) if runs or merged else None
+            split = split_labels(np.moveaxis(labels, i, 0), merged) if runs or merged else None
             if split is not None:
                 count, outer = split
                 self._splits.append((axis, count, outer))
@@ -101,7 +101,7 @@ class Blocks:
         return x if self._order is None else x.index_select(0, self._order.to(x.device))
 
 
-def _split(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:
+def split_labels(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:
     """Along axis 0: how many labels take turns (with the batch outside), or stand in runs (with the map inside).
 
     Args:
@@ -123,60 +123,6 @@ def _split(labels: np.ndarray, merged: bool) -> tuple[int, bool] | None:
     return None
 
 
-class Operands:
-    """How the two operands of a product become (samples, rows, n, columns), row facing row and column facing column.
-
-    Attributes:
-        units: (rows, columns) numbers of units, -1 for none.
-    """
-
-    def __init__(self, left: Arrangement, right: Arrangement, rows: np.ndarray | None) -> None:
-        self._left, self._right = left, right
-        self._column = _column_axis(left.rows, rows), _column_axis(right.rows, rows)
-        mine, theirs = (_as_rows(a.rows, c) for a, c in zip((left, right), self._column, strict=True))
-        known = {tuple(row): i for i, row in enumerate(theirs.tolist())}
-        pairs = [
-            (i, known[tuple(row)])
-            for i, row in enumerate(mine.tolist())
-            if tuple(row) in known and max(row) >= 0
-        ]
-        self.units = mine[[i for i, _ in pairs]] if pairs else mine[:0]
-        self._pairs = (
-            tuple(torch.tensor(side, dtype=torch.long) for side in zip(*pairs, strict=True)) if pairs else ()
-        )
-
-    def __call__(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Both operands as (samples, rows, n, columns)."""
-        sides = zip((self._left, self._right), (left, right), self._column, self._pairs, strict=True)
-        return tuple(self._side(*side) for side in sides)  # pyright: ignore[reportReturnType]
-
-    @staticmethod
-    def _side(arranged: Arrangement, x: Tensor, column: int, taken: Tensor) -> Tensor:
-        x = arranged.with_axes(x)
-        labelled = arranged.rows.ndim
-        rows = [axis for axis in range(labelled) if axis != column]
-        x = x.permute(*rows, labelled, *range(labelled + 1, x.dim()), column)
-        count = len(rows)
-        x = x.reshape(math.prod(x.shape[:count]), x.shape[count], -1, x.shape[-1])
-        return x.index_select(0, taken.to(x.device)).transpose(0, 1)
-
-
-def _column_axis(units: np.ndarray, rows: np.ndarray | None) -> int:
-    """The axis with labels along which the units of one row of the group lie."""
-    if units.ndim == 1 or rows is None:
-        return units.ndim - 1
-    row_of = np.full(int(rows.max()) + 1, -1)
-    for number, row in enumerate(rows):
-        row_of[row] = number
-    named = np.where(units >= 0, row_of[units], -1)
-    inside = [axis for axis in range(units.ndim) if (named == named.take([0], axis)).all()]
-    return inside[-1] if inside else units.ndim - 1
-
-
-def _as_rows(units: np.ndarray, column: int) -> np.ndarray:
-    return np.moveaxis(units, column, -1).reshape(-1, units.shape[column])
-
-
 def arrangement(place: Place) -> Arrangement:
     """How the value of a place becomes (positions, samples, *map)."""
     return Arrangement(place.node, place.spot)
@@ -189,9 +135,3 @@ def blocks(place: Place, size: int) -> Blocks | Arrangement:
     alike = bool((counts == counts[0]).all()) and int(counts[0]) > 0
     few = len(arranged.units) <= max(_WIDEST, size)
     return Blocks(arranged, size) if alike and few else arrangement(place)
-
-
-def operands(place: Place, rows: np.ndarray | None) -> Operands:
-    """How the operands of a product become (samples, rows, n, columns)."""
-    assert place.other is not None and place.other_spot is not None
-    return Operands(arrangement(place), Arrangement(place.other, place.other_spot), rows)

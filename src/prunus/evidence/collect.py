@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture import architecture_hash
 from prunus.errors import ConfigError
-from prunus.evidence.arrange import Blocks, Operands, arrangement, blocks, operands
+from prunus.evidence.arrange import Blocks, arrangement, blocks
 from prunus.evidence.batches import Batch, checked_batches, length_of
 from prunus.evidence.effects import Effects, Job, by_unit
 from prunus.evidence.interpret import Pass, ancestors
@@ -24,6 +24,7 @@ from prunus.evidence.losses import loss_of
 from prunus.evidence.needs import Need
 from prunus.evidence.places import Place, Places
 from prunus.evidence.probe import PROBED, probe
+from prunus.evidence.products import Operands
 from prunus.evidence.store import Evidence, Sums, added
 from prunus.heap import freed_memory_kept
 from prunus.structure import Group, Structure
@@ -152,7 +153,7 @@ class _Collector:
 
     def _add(self, need: Need, place: Place, rows: Any) -> None:
         if need.where == "product":
-            job = Job(need, place, operands(place, rows))
+            job = Job(need, place, Operands(place))
         elif need.gradients and place.layer.endswith(":1"):
             return  # the other operand of the same product: what it loses is the same
         elif need.by_position:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.evidence.arrange import Arrangement, Blocks, Operands
+from prunus.evidence.arrange import Arrangement, Blocks
 from prunus.evidence.needs import Need
 from prunus.evidence.places import Place
+from prunus.evidence.products import Operands
 
 __all__ = ["Effects", "Job", "by_unit"]
 

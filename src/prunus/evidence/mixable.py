@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from prunus.evidence.facing import kind_of
 from prunus.evidence.places import Place, Places
 from prunus.structure import Group, Structure
 
@@ -72,10 +73,3 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _is_linear(node: fx.Node | None) -> bool:
     return node is not None and node.target is aten.linear.default
-
-
-def kind_of(node: fx.Node) -> str:
-    """Name of the operator, without its overload."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.rpartition("::")[2]
-    return getattr(node.target, "__name__", "")

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from prunus.capture import size_of
+from prunus.evidence.facing import Facing, facing
 from prunus.structure import Group, Structure
 from prunus.structure.labels import compact, varying
 from prunus.structure.value import Value
@@ -48,6 +49,7 @@ class Place:
         spot: where the units lie.
         other: the second operand, for products.
         other_spot: where the units lie in that.
+        facing: how both face each other.
     """
 
     group: str
@@ -57,6 +59,7 @@ class Place:
     reader: fx.Node | None = None
     other: fx.Node | None = None
     other_spot: Spot | None = None
+    facing: Facing | None = None
 
 
 class Places:
@@ -143,10 +146,17 @@ class Places:
         spots = [self.spots(source)[number][0] for source in sources]
         layer = self._layer(weights, number) or node.name
         if len(sources) > 1:
-            self.product.append(Place(name, node.name, sources[0], spots[0], node, sources[1], spots[1]))
+            self._multiplies(node, number, sources)
             self.read.append(Place(name, f"{node.name}:1", sources[1], spots[1], node))
             layer = f"{node.name}:0"
         self.read.append(Place(name, layer, sources[0], spots[0], node))
+
+    def _multiplies(self, node: fx.Node, number: int, sources: list[fx.Node]) -> None:
+        sides = facing(node, sources[0], sources[1])
+        if sides is not None:
+            name = self.groups[number].name
+            left, right = (_joined(self.spots(source)[number]) for source in sources[:2])
+            self.product.append(Place(name, node.name, sources[0], left, node, sources[1], right, sides))
 
     def _layer(self, weights: Iterable[fx.Node], number: int) -> str | None:
         """Path of the layer whose weight, among these operands or behind them, has the group's channels."""
@@ -180,6 +190,16 @@ class Places:
         flattened = earlier.per_unit < spot.per_unit
         reduced = _map_size(node, spot) == 1 < _map_size(operands[0], earlier)
         return (operands[0], earlier) if flattened or reduced else None
+
+
+def _joined(spots: list[Spot]) -> Spot:
+    """Several tracks of one group as one: a table that all heads share says less than the layer that makes them."""
+    axes = tuple(sorted({axis for spot in spots for axis in spot.axes}))
+    units = np.array(-1)
+    for spot in spots:
+        sizes = dict(zip(spot.axes, spot.units.shape, strict=True))
+        units = np.maximum(units, spot.units.reshape([sizes.get(axis, 1) for axis in axes]))
+    return Spot(axes, units)
 
 
 def _map_size(node: fx.Node, spot: Spot) -> int:
