@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from prunus.capture import capture
-from prunus.errors import CaptureError, SurgeryError
+from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 from prunus.surgery.lift import lift
 
@@ -622,22 +622,6 @@ def test_settings_come_from_the_tensors() -> None:
     assert result.get_submodule("1").num_features == 2
     assert result.get_submodule("2").in_channels == 2
     assert result(image()).shape == (2, 5, 6, 6)
-
-
-class TakenName(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.graph = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.graph(x)
-
-
-def test_a_name_that_graph_modules_need_is_refused() -> None:
-    with pytest.raises(SurgeryError, match=r"graph cannot keep its name"):
-        lifted(TakenName(), torch.randn(2, 4))
-    wrapped = lifted(nn.Sequential(TakenName()), torch.randn(2, 4))
-    assert calls(wrapped) == ["0.graph"]
 
 
 def test_without_the_model_nothing_but_order_is_lost() -> None:

@@ -11,7 +11,7 @@ from prunus.capture.garbage import uncollected
 from prunus.errors import SurgeryError
 from prunus.surgery.devices import follow_device
 from prunus.surgery.inplace import make_trainable
-from prunus.surgery.lifted import LiftedModule, expect_constant
+from prunus.surgery.lifted import LiftedModule, NamedModule, expect_constant, with_graph
 from prunus.surgery.placement import Placement, place_modules
 from prunus.surgery.recipe import Recipe
 
@@ -22,7 +22,7 @@ _KEPT_META = ("nn_module_stack", "stack_trace")
 
 
 @uncollected
-def lift(small: Captured) -> fx.GraphModule:
+def lift(small: Captured) -> LiftedModule | NamedModule:
     """Turn a captured graph into a module that trains, exports and saves like the model it came from.
 
     Layers whose weights are parameters of the model become real ``nn`` modules at their original paths, so
@@ -36,23 +36,25 @@ def lift(small: Captured) -> fx.GraphModule:
     What evaluation mode skips is not in the graph and so not in the result: stochastic depth, auxiliary
     heads.
 
+    It is a `torch.fx.GraphModule`, or a plain module where the model has submodules or tensors at its top that are called
+    like attributes of one.
+
     Args:
         small: A graph with placeholders for its tensors. It is not changed.
 
     Raises:
-        SurgeryError: If a tensor cannot have its original name in a `torch.fx.GraphModule`.
+        SurgeryError: If a tensor cannot have its original name in a module of torch.
     """
     work = _working_copy(small)
     make_trainable(work)
     placement = place_modules(work)
-    module = LiftedModule(nn.Module(), fx.Graph(), class_name=_class_name(small))
-    _install(module, small, placement)
-    graph = _module_graph(module, work, placement, small.graph.owning_module)
-    _follow_device(graph, module)
+    root = nn.Module()
+    _install(root, small, placement)
+    graph = _module_graph(root, work, placement, small.graph.owning_module)
+    _follow_device(graph, root)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(_argument_names(small), small.in_spec, small.out_spec)))
     graph.lint()
-    module.graph = graph
-    return module.eval()
+    return with_graph(graph, root, _class_name(small)).eval()
 
 
 def _class_name(small: Captured) -> str:
@@ -134,8 +136,8 @@ def _descend(root: nn.Module, path: str, recipes: dict[str, Recipe]) -> nn.Modul
 
 def _name_taken(name: str) -> SurgeryError:
     return SurgeryError(
-        f"{name} cannot keep its name: torch.fx.GraphModule or the layer around it has an attribute "
-        "of that name. Rename it in the model, or compress a model that wraps this one as a submodule."
+        f"{name} cannot keep its name: the module or layer around it has an attribute of that name. "
+        "Rename it in the model."
     )
 
 

@@ -1,7 +1,7 @@
 """The module that a lifted graph becomes."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
@@ -9,7 +9,7 @@ from torch.fx.graph import CodeGen
 
 from prunus.errors import CaptureError
 
-__all__ = ["LiftedModule", "expect_constant"]
+__all__ = ["LiftedModule", "NamedModule", "expect_constant", "with_graph"]
 
 
 class LiftedModule(fx.GraphModule):
@@ -29,6 +29,34 @@ class LiftedModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self).__name__, _encode(self.graph), self.graph._codegen, _state(self))
+
+
+class NamedModule(nn.Module):
+    """A lifted module without ``graph``, ``code``, ``meta``...: for models whose submodules or tensors have such names."""
+
+    _lifted: ClassVar[LiftedModule]  # holds the graph, and nothing else
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, (self._lifted, _state(self))
+
+
+def with_graph(graph: fx.Graph, root: nn.Module, name: str) -> LiftedModule | NamedModule:
+    """What `root` holds, with a graph as its forward, as a module of the class `name`."""
+    module = _blank(name)
+    module.graph = graph
+    taken = {*vars(module), *dir(module)} - {*dir(nn.Module()), "forward"}
+    if taken.isdisjoint({*root._modules, *root._parameters, *root._buffers}):
+        module.__dict__.update(_state(root))
+        return module
+    return _named(module, _state(root))
+
+
+def _named(lifted: LiftedModule, state: dict[str, Any]) -> NamedModule:
+    specs = {name: value for name, value in vars(lifted).items() if name in ("_in_spec", "_out_spec")}
+    body = {**specs, "forward": type(lifted).forward, "_lifted": lifted}
+    module = type(type(lifted).__name__, (NamedModule,), body)()
+    module.__dict__.update(state)
+    return module
 
 
 def _blank(name: str) -> LiftedModule:
