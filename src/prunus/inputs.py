@@ -8,7 +8,7 @@ import torch
 
 from prunus.errors import ConfigError
 
-__all__ = ["Inputs", "as_inputs"]
+__all__ = ["Inputs", "as_examples", "as_inputs"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,22 @@ def as_inputs(example_inputs: Any) -> Inputs:
         f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple or list of "
         "positional arguments, a dictionary of keyword arguments, or prunus.Inputs(args, kwargs)."
     )
+
+
+def as_examples(example_inputs: Any) -> tuple[Inputs, ...]:
+    """Bring what a user passes as one or several example inputs into a tuple of `Inputs`.
+
+    Args:
+        example_inputs: A list for several examples, each of a form that `as_inputs` takes; anything else is one example. So
+            several arguments of one call are a tuple, and an argument that is a list is ``([...],)``.
+
+    Raises:
+        ConfigError: For an empty list, or an example of no known form.
+    """
+    if not isinstance(example_inputs, list):
+        return (as_inputs(example_inputs),)
+    if not example_inputs:
+        raise ConfigError(
+            "example_inputs is an empty list; a list holds one or several examples. For a forward without arguments, pass ()."
+        )
+    return tuple(as_inputs(example) for example in example_inputs)

@@ -41,7 +41,10 @@ def analyze(
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or the path of a `.pt2` file. It is left as found.
-        example_inputs: a tensor, a tuple, a dictionary of keywords, or `prunus.Inputs`; not needed for exported programs.
+        example_inputs: a tensor, a tuple of arguments, a dictionary of keywords, or `prunus.Inputs`; not needed for exported
+            programs. A list holds several examples, each in one of these forms: all are verified, and where only parts of the
+            model can be captured, what each of them reaches is united (the experts of a mixture). An argument that is a list
+            is `([...],)`.
         keep_class: add the constraints that the user's own class needs to run afterwards, such as equal widths of q, k and v
             in one packed layer.
         outputs: which outputs need not stay as they are: `{"1": "free", "aux": "drop"}`. Keys are places in what the model

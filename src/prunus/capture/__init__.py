@@ -1,8 +1,9 @@
 """Capture: a model and example inputs become one graph with every parameter as a value in it."""
 
 from prunus.capture.captured import Captured
+from prunus.capture.examples import unreached
 from prunus.capture.hashing import architecture_hash
-from prunus.capture.partial import Partial
+from prunus.capture.parts import Partial
 from prunus.capture.sizes import concrete, size_of
 from prunus.capture.source import capture
 from prunus.capture.wanted import output_paths, output_problems, with_outputs
@@ -16,5 +17,6 @@ __all__ = [
     "output_paths",
     "output_problems",
     "size_of",
+    "unreached",
     "with_outputs",
 ]

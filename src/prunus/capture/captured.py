@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
-from prunus.capture.partial import Partial
+from prunus.capture.parts import Partial
 from prunus.inputs import Inputs
 
 __all__ = ["Captured"]
@@ -41,6 +41,7 @@ class Captured:
         example: The example inputs as given.
         run_inputs: The inputs that the graph was captured with: the example, with a batch of 1 repeated to 2. Where only parts
             could be captured, larger dynamic batches are cut to 2.
+        others: Further examples of the sizes of ``run_inputs``.
         batch: Size of the dynamic batch in ``run_inputs``, or None when the graph holds for one batch size.
         static_reason: Why the batch is not dynamic; None when it is.
         model: The user's model (what a wrapper such as ``DataParallel`` or ``torch.compile`` holds, not the
@@ -65,6 +66,7 @@ class Captured:
     example: Inputs
     run_inputs: Inputs
     batch: int | None
+    others: tuple[Inputs, ...] = ()
     model: nn.Module | None = None
     static_reason: str | None = None
     left_out: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,16 +32,18 @@ class Flow:
 
     Attributes:
         links: (path, kind of call) -> number of the leaf among its arguments -> where just this tensor was returned
-            before; None when that is not so in every such call.
+            before, in each such call; None for a tensor that comes from elsewhere.
         read: What a submodule returned -> axes of which other code reads the size.
         opened: What a submodule returned and other code computes with, or returns.
-        used: Names of parameters and buffers that other code uses.
+        used: Names of parameters and buffers of the submodules that other code uses.
+        touched: Names of parameters that any code used, of all that are not in the submodules.
     """
 
-    links: dict[tuple[str, str], dict[int, Leaf | None]] = field(default_factory=dict)
+    links: dict[tuple[str, str], dict[int, set[Leaf | None]]] = field(default_factory=dict)
     read: dict[Leaf, set[int]] = field(default_factory=dict)
     opened: set[Leaf] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)
 
 
 def kind_of_call(args: Any, kwargs: Any) -> str:
@@ -50,6 +52,19 @@ def kind_of_call(args: Any, kwargs: Any) -> str:
     return f"{spec} " + " ".join(
         f"{tuple(leaf.shape)}{leaf.dtype}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
     )
+
+
+def loose_kind(args: Any, kwargs: Any) -> str:
+    """Calls of one loose kind may differ in the size of the batch too."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    size = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), None)
+
+    def loose(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return f"{tuple(leaf.shape[1:])}{leaf.dtype}" if leaf.dim() and leaf.shape[0] == size else leaf
+
+    return kind_of_call(*pytree.tree_map(loose, (args, kwargs)))
 
 
 def run_once(model: nn.Module, example: Inputs, mode: TorchFunctionMode | None = None) -> Any:
@@ -61,17 +76,17 @@ def run_once(model: nn.Module, example: Inputs, mode: TorchFunctionMode | None =
         return model(*args, **kwargs)
 
 
-def watched(model: nn.Module, example: Inputs, parts: list[str]) -> Flow:
-    """Run the model and watch what is done outside of the parts."""
-    watch = _Watch(_names(model, parts))
+def watched(model: nn.Module, examples: Sequence[Inputs], parts: list[str]) -> Flow:
+    """Run the model on each example and watch what is done outside of the parts."""
+    watch = _Watch(_names(model, parts), {id(each): name for name, each in model.named_parameters()})
     with ExitStack() as stack:
         for path in parts:
             module = model.get_submodule(path)
             before, after = watch.hooks(path)
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-        result = run_once(model, example, watch)
-    for leaf in pytree.tree_leaves(result):
+        results = [run_once(model, example, watch) for example in examples]
+    for leaf in pytree.tree_leaves(results):
         watch.open(leaf)
     return watch.flow
 
@@ -86,10 +101,11 @@ def _names(model: nn.Module, parts: list[str]) -> dict[int, str]:
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, str], parameters: dict[int, str]) -> None:
         super().__init__()
         self.flow = Flow()
         self.names = names
+        self.others = {key: name for key, name in parameters.items() if key not in names}
         self.depth = 0
         self.returned: dict[int, tuple[Tensor, Leaf]] = {}  # the tensors too, so that no id is used twice
 
@@ -115,8 +131,7 @@ class _Watch(TorchFunctionMode):
         links = self.flow.links.setdefault((path, kind_of_call(args, kwargs)), {})
         for number, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
             source = self.returned[id(leaf)][1] if id(leaf) in self.returned else None
-            if links.setdefault(number, source) != source:
-                links[number] = None
+            links.setdefault(number, set()).add(source)
 
     def open(self, value: Any) -> None:
         """Other code computes with a value."""
@@ -141,6 +156,8 @@ class _Watch(TorchFunctionMode):
             return result
         for leaf in pytree.tree_leaves((args, kwargs)):
             self.open(leaf)
+            if id(leaf) in self.others:
+                self.flow.touched.add(self.others[id(leaf)])
         return result
 
 

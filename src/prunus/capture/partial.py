@@ -1,6 +1,6 @@
 """Capture what can be captured of a model whose whole forward cannot: its largest submodules that export.
 
-One real forward shows what each submodule is called with. Those that export are called, one after another, by one bare
+One real forward for each example shows what each submodule is called with. Those that export are called, one after another, by one bare
 module (`Parts`) that keeps their names; that module is captured like any other. Where one gets the very tensor that another
 has returned, it does so in `Parts` too (`flow`). All else that flows between them passes through code that nobody has
 seen, so it keeps its sizes.
@@ -8,7 +8,7 @@ seen, so it keeps its sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,113 +20,34 @@ from torch.utils import _pytree as pytree
 from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.export import Export, NotExportableError, export_calls, export_module
-from prunus.capture.flow import Flow, kind_of_call, run_once, watched
+from prunus.capture.flow import Flow, Leaf, kind_of_call, loose_kind, run_once, watched
+from prunus.capture.parts import LeftOut, Partial, Parts
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
-__all__ = ["Partial", "Parts", "capture_parts"]
+__all__ = ["capture_parts"]
 
 Check = Callable[[nn.Module, Inputs, Export], object]
 _PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.dtype, torch.device)
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A submodule whose own code could not be captured; the empty path is the model itself."""
-
-    path: str
-    reason: str
-    place: str | None
-
-    def __str__(self) -> str:
-        return f"{self.path or 'the model'}: {self.reason}" + (f" (at {self.place})" if self.place else "")
-
-
-@dataclass(frozen=True)
-class Partial:
-    """What a capture in parts knows besides the graph of the parts.
-
-    Attributes:
-        whole: The user's model.
-        parts: Paths of the submodules that were captured.
-        left_out: Submodules whose own code was not, and why. Their children may be parts.
-        used_outside: Names of parameters and buffers of the parts that other code uses too.
-        passed_on: Number of an output of the graph -> its axes of which other code reads the size, for outputs that other
-            code only passes on from part to part. Nothing else of them is known outside.
-    """
-
-    whole: nn.Module
-    parts: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
-    used_outside: frozenset[str]
-    passed_on: dict[int, frozenset[int]]
-
-
-class Parts(nn.Module):
-    """Submodules of a model under their own names, called one after another.
-
-    Args:
-        whole: The model.
-        calls: The path of the submodule that each call goes to; one may be called several times.
-        links: For each call, which leaves of its arguments are leaves of what an earlier call returned:
-            number -> (call, number).
-    """
-
-    def __init__(
-        self, whole: nn.Module, calls: tuple[str, ...], links: tuple[dict[int, tuple[int, int]], ...]
-    ) -> None:
-        super().__init__()
-        self.__dict__["_links"] = links
-        # not registered as a submodule, but copied along with this one
-        self.__dict__["_whole"] = [whole]
-        self.__dict__["_calls"] = calls
-        for path in calls:
-            *parents, name = path.split(".")
-            owner: nn.Module = self
-            for parent in parents:
-                if parent not in owner._modules:
-                    owner.add_module(parent, nn.Module())
-                owner = owner.get_submodule(parent)
-            owner._modules[name] = whole.get_submodule(path)
-
-    @property
-    def whole(self) -> nn.Module:
-        """The model that the submodules belong to."""
-        return self.__dict__["_whole"][0]
-
-    @property
-    def calls(self) -> tuple[str, ...]:
-        """The path of the submodule that each call goes to."""
-        return self.__dict__["_calls"]
-
-    @property
-    def links(self) -> tuple[dict[int, tuple[int, int]], ...]:
-        """For each call, leaves of its arguments that earlier calls returned."""
-        return self.__dict__["_links"]
-
-    def forward(self, *inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
-        """One output for each call, from its positional and keyword arguments."""
-        results = []
-        for path, links, given in zip(self.calls, self.links, inputs, strict=True):
-            module: nn.Module = self
-            for name in path.split("."):
-                module = module._modules[name]  # type: ignore[assignment]
-            leaves, spec = pytree.tree_flatten(given)
-            for number, (call, returned) in links.items():
-                leaves[number] = pytree.tree_leaves(results[call])[returned]
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            results.append(module(*args, **kwargs))
-        return tuple(results)
-
-
 @dataclass
 class _Search:
+    """What was found so far.
+
+    Attributes:
+        parts: Path of a submodule that exports -> kind of call -> export.
+        same: (path, kind of call) -> the kind with whose export it shares all but the size of the batch.
+        left_out: Submodules that do not export.
+    """
+
     parts: dict[str, dict[str, Export]] = field(default_factory=dict)
+    same: dict[tuple[str, str], str] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
 
 
 def capture_parts(
-    model: nn.Module, example: Inputs, whole: CaptureError, check: Check
+    model: nn.Module, examples: Sequence[Inputs], whole: CaptureError, check: Check
 ) -> tuple[Parts, Export, Inputs, Partial]:
     """Find the largest submodules that can be exported, and export them together.
 
@@ -136,7 +57,7 @@ def capture_parts(
 
     Args:
         model: The model, in evaluation mode.
-        example: Inputs with which it runs.
+        examples: Inputs with which it runs; what each of them reaches is united.
         whole: Why it cannot be exported as a whole.
         check: Raises `NotExportableError` where the export of a submodule, with its inputs, is of no use.
 
@@ -147,11 +68,11 @@ def capture_parts(
     frontier = [""]
     while frontier:
         wanted = {path: module for parent in frontier for path, module in _children(model, parent)}
-        calls = _recorded(model, example, wanted) if wanted else {}
+        calls = _recorded(model, examples, wanted) if wanted else {}
         frontier = [path for path in wanted if not _try(search, path, wanted[path], calls[path], check)]
     if not search.parts:
         raise CaptureError(str(whole)) from whole.__cause__
-    flow = watched(model, example, list(search.parts))
+    flow = _united(watched(model, examples, list(search.parts)), search.same)
     # in the order in which they were called, so that what is passed on is there
     keys = [key for key in flow.links if key[1] in search.parts.get(key[0], {})]
     exports = [search.parts[path][kind] for path, kind in keys]
@@ -159,15 +80,33 @@ def capture_parts(
     parts = Parts(model, tuple(path for path, _ in keys), links)
     calls = [_without(each.run_inputs, linked) for each, linked in zip(exports, links, strict=True)]
     export = export_calls(parts, [(c, e.static_reason) for c, e in zip(calls, exports, strict=True)])
-    passed_on = _passed_on(flow, keys, exports)
     partial = Partial(
         model,
         tuple(dict.fromkeys(parts.calls)),
         tuple(search.left_out),
         frozenset(flow.used),
-        passed_on,
+        frozenset(flow.touched),
+        tuple(examples),
+        _passed_on(flow, keys, exports),
     )
     return parts, export, _few(calls, exports, links), partial
+
+
+def _united(flow: Flow, same: dict[tuple[str, str], str]) -> Flow:
+    """The flow with calls that differ in the size of the batch alone as one kind."""
+
+    def leaf(source: Leaf) -> Leaf:
+        path, kind, number = source
+        return path, same.get((path, kind), kind), number
+
+    united = Flow(used=flow.used, touched=flow.touched, opened={leaf(source) for source in flow.opened})
+    for (path, kind), arguments in flow.links.items():
+        mine = united.links.setdefault((path, same.get((path, kind), kind)), {})
+        for number, sources in arguments.items():
+            mine.setdefault(number, set()).update(s and leaf(s) for s in sources)
+    for source, axes in flow.read.items():
+        united.read.setdefault(leaf(source), set()).update(axes)
+    return united
 
 
 def _few(calls: list[Inputs], exports: list[Export], links: tuple[dict[int, tuple[int, int]], ...]) -> Inputs:
@@ -187,13 +126,17 @@ def _few(calls: list[Inputs], exports: list[Export], links: tuple[dict[int, tupl
 
 
 def _links(flow: Flow, keys: list[tuple[str, str]]) -> tuple[dict[int, tuple[int, int]], ...]:
+    """What each call gets of earlier ones; what goes somewhere only sometimes, or backwards, counts as opened."""
     at = {key: index for index, key in enumerate(keys)}
     found = []
     for index, key in enumerate(keys):
         mine = {}
-        for number, source in flow.links[key].items():
+        for number, sources in flow.links[key].items():
+            source = next(iter(sources)) if len(sources) == 1 else None
             if source is not None and at.get(source[:2], index) < index:
                 mine[number] = (at[source[:2]], source[2])
+            else:
+                flow.opened |= {each for each in sources if each is not None}
         found.append(mine)
     return tuple(found)
 
@@ -232,10 +175,17 @@ def _try(
     """Export a submodule for each kind of call that it gets. False: its children have to be looked at."""
     if not calls:
         return False  # a container, or not used at all: nothing to tell
+    exports: dict[str, Export] = {}
+    loose: dict[str, str] = {}
     try:
         if isinstance(calls, CaptureError):
             raise calls
-        exports = {kind: export_module(module, call) for kind, call in calls.items()}
+        for kind, call in calls.items():
+            twin = loose.setdefault(loose_kind(call.args, call.kwargs), kind)
+            if twin in exports and exports[twin].static_reason is None:
+                search.same[path, kind] = twin
+            else:
+                exports[kind] = export_module(module, call)
     except CaptureError as error:
         search.left_out.append(_left_out(path, error))
         return False
@@ -256,15 +206,15 @@ def _left_out(path: str, error: CaptureError) -> LeftOut:
 
 
 def _recorded(
-    model: nn.Module, example: Inputs, wanted: dict[str, nn.Module]
+    model: nn.Module, examples: Sequence[Inputs], wanted: dict[str, nn.Module]
 ) -> dict[str, dict[str, Inputs] | CaptureError]:
-    """One real forward: with what each of the submodules is called, one example of each kind."""
+    """One real forward for each example: with what each of the submodules is called, one example of each kind."""
     calls: dict[str, dict[str, Inputs] | CaptureError] = {path: {} for path in wanted}
 
     def hook(path: str) -> Any:
         def remember(module: nn.Module, args: Any, kwargs: Any) -> None:
             seen = calls[path]
-            if isinstance(seen, CaptureError):
+            if isinstance(seen, CaptureError) or _is_empty(args, kwargs):
                 return
             strange = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if not isinstance(leaf, _PLAIN)]
             if strange:
@@ -280,5 +230,11 @@ def _recorded(
     with ExitStack() as stack:
         for path, module in wanted.items():
             stack.callback(module.register_forward_pre_hook(hook(path), with_kwargs=True).remove)
-        run_once(model, example)
+        for example in examples:
+            run_once(model, example)
     return calls
+
+
+def _is_empty(args: Any, kwargs: Any) -> bool:
+    """A call with no rows, such as that of an expert to which nothing was sent, shows nothing."""
+    return any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves((args, kwargs)))

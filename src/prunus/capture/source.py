@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import describe_inputs, with_batch
 from prunus.capture.captured import Captured
+from prunus.capture.examples import alike, require_running, several_hint
 from prunus.capture.export import Export, NotExportableError, export_module
 from prunus.capture.partial import capture_parts
 from prunus.capture.preserve import forget_caches, left_as_found
@@ -18,7 +19,7 @@ from prunus.capture.program import captured_from
 from prunus.capture.pt2 import load_program
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.errors import CaptureError, ConfigError, SourceError
-from prunus.inputs import Inputs, as_inputs
+from prunus.inputs import Inputs, as_examples, as_inputs
 
 __all__ = ["capture"]
 
@@ -33,7 +34,7 @@ def capture(source: nn.Module | ExportedProgram | str | Path, example_inputs: An
     Args:
         source: A module, an exported program, or the path of a ``.pt2`` file. ``DataParallel``,
             ``DistributedDataParallel`` and ``torch.compile`` wrappers are taken off.
-        example_inputs: Anything that `as_inputs` takes. Dim 0 of the first tensor is the batch; so is dim 0
+        example_inputs: Anything that `as_examples` takes. Dim 0 of the first tensor is the batch; so is dim 0
             of every other tensor where it has the same size. Optional for a program that has kept its own.
 
     Raises:
@@ -59,7 +60,7 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
         raise ConfigError(
             "A module is captured by following one call: pass the inputs of that call as example_inputs."
         )
-    example = as_inputs(example_inputs)
+    example, *others = as_examples(example_inputs)
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise CaptureError(
@@ -73,16 +74,22 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
                 export = _second(model, example, export)
             captured = captured_from(export.program, model, example, export.run_inputs)
         except NotExportableError as error:
-            return _capture_parts(model, example, error)
-    return captured.with_(static_reason=export.static_reason, left_out=export.left_out)
+            require_running(model, others)
+            return _capture_parts(model, [example, *others], error)
+        except CaptureError as error:
+            raise CaptureError(f"{error}{several_hint(example_inputs)}") from error.__cause__
+        require_running(model, others)
+    return captured.with_(
+        static_reason=export.static_reason, left_out=export.left_out, others=alike(others, export.run_inputs)
+    )
 
 
-def _capture_parts(model: nn.Module, example: Inputs, error: NotExportableError) -> Captured:
+def _capture_parts(model: nn.Module, examples: list[Inputs], error: NotExportableError) -> Captured:
     def check(module: nn.Module, call: Inputs, each: Export) -> Captured:
         return captured_from(each.program, module, call, each.run_inputs)
 
-    parts, export, few, partial = capture_parts(model, example, error, check)
-    captured = captured_from(export.program, parts, example, export.run_inputs)
+    parts, export, few, partial = capture_parts(model, examples, error, check)
+    captured = captured_from(export.program, parts, examples[0], export.run_inputs)
     # each part has a batch of its own, so there is none of the whole
     return captured.with_(
         run_inputs=few,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunus.capture import Captured, Partial, output_paths, size_of
+from prunus.capture import Captured, Partial, output_paths, size_of, unreached
 from prunus.plan import Plan
 from prunus.report.data import GroupReport, LayerReport, Report, Totals
 from prunus.report.latency import measure_many
@@ -40,6 +40,7 @@ def build_report(
     notes += output_notes(structure.captured, small)
     if structure.captured.partial:
         notes += partial_notes(structure.captured.partial)
+    notes += unreached_notes(structure.captured)
     return Report(
         form=form,
         form_reason=remark if form == "graph" else "",
@@ -68,6 +69,13 @@ def partial_notes(partial: Partial) -> list[str]:
         *(f"left out: the code of {each}" for each in partial.left_out),
         *([f"also used by code that was left out: {', '.join(sorted(partial.used_outside))}"] if partial.used_outside else []),
     ]  # fmt: skip
+
+
+def unreached_notes(captured: Captured) -> list[str]:
+    """What stays whole because no example input led to it."""
+    paths = ", ".join(unreached(captured))
+    remedy = "where other inputs use them, pass several examples in a list"
+    return [f"not used on the example inputs, and so left whole: {paths}; {remedy}"] if paths else []
 
 
 def output_notes(captured: Captured, small: Captured) -> list[str]:

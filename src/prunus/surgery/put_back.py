@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
 from prunus.capture.diagnose import first_line, place_in_model
-from prunus.capture.partial import Partial, Parts
+from prunus.capture.parts import Partial, Parts
 from prunus.capture.preserve import buffers_kept, left_as_found
 from prunus.errors import SurgeryError
 from prunus.inputs import Inputs
@@ -22,7 +22,7 @@ __all__ = ["put_back"]
 
 
 def put_back(captured: Captured, small: Captured, own: nn.Module | None) -> nn.Module:
-    """The user's whole model with small parts, after a run of it on the example inputs.
+    """The user's whole model with small parts, after a run of it on all example inputs.
 
     Args:
         captured: What was captured of the original, in parts.
@@ -37,10 +37,11 @@ def put_back(captured: Captured, small: Captured, own: nn.Module | None) -> nn.M
     if partial is None:
         raise ValueError("the model was captured as a whole")
     whole = own.whole if isinstance(own, Parts) else _with_graphs(captured, small, partial)
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (captured.example.args, captured.example.kwargs))
     try:
         with torch.no_grad(), left_as_found(whole), buffers_kept(whole):
-            whole(*args, **kwargs)
+            for example in partial.examples:
+                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
+                whole(*args, **kwargs)
     except Exception as error:
         raise SurgeryError(
             f"The parts were cut and verified, but the model does not run with them: {first_line(error)} at "

@@ -47,6 +47,8 @@ def side_by_side(captured: Captured, noise: Inputs) -> Inputs | None:
         captured: The network.
         noise: Random inputs of the form of ``captured.run_inputs``.
     """
+    if captured.partial:
+        return None  # the example is that of the whole, whose inputs are others
     mixed, told_apart = [], False
     leaves = (pytree.tree_leaves((x.args, x.kwargs)) for x in (captured.example, captured.run_inputs, noise))
     for given, run, other in zip(*leaves, strict=True):

@@ -115,7 +115,7 @@ def _errors(subject: Subject, dtype: torch.dtype, limit: float) -> tuple[list[fl
     if both is not None:
         case = Case(subject, "example and random", both, dtype, limit, pair=True)
         error = case.error()
-        if error is not None and not case.remarks and not case.rows_agree():
+        if error is not None and not case.remarks and not case.rows_agree() and not subject.captured.others:
             return [error, error], []
     cases = [Case(subject, "example", example, dtype, limit)]
     if not _same(noise, example):  # they are where there is nothing but integers
@@ -123,6 +123,8 @@ def _errors(subject: Subject, dtype: torch.dtype, limit: float) -> tuple[list[fl
     errors = [error for case in cases if (error := case.error()) is not None]
     if len(errors) == 2 and cases[0].agrees_with(cases[1]):
         cases[1].look_inside()
+    further = [Case(subject, "another example", other, dtype, limit) for other in subject.captured.others]
+    errors += [error for case in further if (error := case.error()) is not None]
     return errors, [remark for case in cases for remark in case.remarks]
 
 
