@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from prunus.structure.hashing import distinct
 from prunus.structure.labels import Labels, compact, varying
 
 
@@ -91,23 +92,34 @@ def _compare(labels: Labels, node: str, a: _Side, b: _Side) -> None:
 
 
 def _bind(labels: Labels, node: str, fine: list[_Side], coarse: list[_Side]) -> None:
-    """Indices that two tracks together tell apart, as rows and columns do, leave with one of the rows or columns only.
+    """Which of the tracks that repeat the labels of a finer one take its indices along.
 
-    What a single track repeats may be an operand that was expanded, which any number of positions can leave.
+    Indices that two tracks together tell apart, as rows and columns do, leave with one of the rows or columns only. What a
+    single track repeats, as a tensor that is joined to itself does, leaves wherever it is repeated, or nowhere.
     """
     for side in fine:
         axes = side.shared
         facing = [other for other in coarse if other.axes == axes == side.axes]
-        if len(facing) < 2:
+        if not facing or labels.checks:
             continue
         mine = compact(side.track, axes).reshape(-1).numpy()
         others = [compact(other.track, axes).reshape(-1).numpy() for other in facing]
         told = [other for other in others if len(np.unique(other[other > 0])) < len(mine)]
+        if len(told) == 1 and sum(bool(set(other.shared) & set(axes)) for other in coarse) == 1:
+            used = (mine > 0) & (told[0] > 0)
+            _join(labels, told[0][used], mine[used], node)
         if len(told) < 2 or len(np.unique(np.stack(told), axis=1).T) < len(mine):
             continue
         for other in told:
             used = (mine > 0) & (other > 0)
             labels.bound.append((other[used], mine[used]))
+
+
+def _join(labels: Labels, coarse: np.ndarray, fine: np.ndarray, node: str) -> None:
+    """Unite flat aligned labels where each coarse one repeats for several fine ones, if that is how they relate."""
+    pairs = np.unique(np.stack([coarse, fine]), axis=1)
+    if pairs.shape[1] == len(distinct(pairs[1])) > len(distinct(pairs[0])):
+        labels.unite(pairs[0], pairs[1], node)
 
 
 def _settle(labels: Labels, node: str, side: _Side, reason: str) -> None:

@@ -35,7 +35,7 @@ def constrain(labels: Labels, units: Units, grids: list[Grid]) -> bool:
                 continue
             partial = _partial_slabs(rows, units.control, removable)
             for family in _families(units, partial).values():
-                found = _blocks(rows, family)
+                found = _blocks(rows, family, grid.separable)
                 if found is None:
                     bad.update(family)
                     continue
@@ -80,8 +80,11 @@ def _families(units: Units, partial: dict[int, np.ndarray]) -> dict[int, dict[in
     return families
 
 
-def _blocks(rows: np.ndarray, family: dict[int, np.ndarray]) -> np.ndarray | None:
-    """(rows of slabs, slabs per row) where they divide every row evenly; a slab may take as many from several rows."""
+def _blocks(rows: np.ndarray, family: dict[int, np.ndarray], separable: bool) -> np.ndarray | None:
+    """(rows of slabs, slabs per row) where they divide every row evenly; a slab may take as many from several rows.
+
+    Where the columns must stay the same, the slab at every column.
+    """
     taken = np.concatenate(list(family.values()))
     if len(taken) != rows.size or len(distinct_of(taken)) != rows.size:
         return None
@@ -95,6 +98,8 @@ def _blocks(rows: np.ndarray, family: dict[int, np.ndarray]) -> np.ndarray | Non
         return None  # rows lose different numbers with a slab
     if sum(len(slabs) for slabs, _ in counts) != len(family):
         return None  # rows share some of their slabs only
+    if separable and len(distinct) == 1:
+        return np.unique(owner.reshape(rows.shape), axis=0)
     lists = [list(dict.fromkeys(line.tolist())) for line in owner.reshape(rows.shape)]
     return np.array(list({tuple(sorted(line)): line for line in lists}.values()))
 

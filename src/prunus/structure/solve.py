@@ -12,7 +12,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from prunus.structure.bound import REASON as ASTRAY
-from prunus.structure.bound import astray
+from prunus.structure.bound import astray, hold_emptying
 from prunus.structure.control import Control
 from prunus.structure.hashing import distinct, hashed
 from prunus.structure.labels import Grid, Labels, Reason
@@ -118,8 +118,9 @@ def _components(labels: Labels, grids: list[Grid]) -> Units:
             held[fresh] = len(reasons)
             reasons.append(reason)
     reasons.append(Reason("is all that is left of an axis somewhere"))
-    last = _hold_cuts(labels, of_label, slab, member)
-    held[last[held[last] < 0]] = len(reasons) - 1
+    hold_emptying(
+        [of_label[part] for part, _ in labels.cuts], (slab, member, statement), held, len(reasons) - 1
+    )
     produced = np.zeros(count, bool)
     for made in (*labels.produced, *labels.features):
         produced[of_label[made]] = True
@@ -160,17 +161,6 @@ def _bound(labels: Labels, of_label: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return np.zeros(0, int), np.zeros(0, int)
     slabs, members = (np.concatenate(side) for side in zip(*labels.bound, strict=True))
     return of_label[slabs], of_label[members]
-
-
-def _hold_cuts(labels: Labels, of_label: np.ndarray, slab: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """Units with which all that an axis has somewhere would leave."""
-    control = Control.of(slab, member, int(of_label.max()) + 1)
-    held: list[np.ndarray] = [np.zeros(0, int)]
-    for part, _ in labels.cuts:
-        units = distinct(of_label[part])
-        owners, times = np.unique(control.owners(units)[1], return_counts=True)
-        held.append(owners[times == len(units)])
-    return distinct(np.concatenate(held))
 
 
 def _strong(labels: Labels) -> tuple[int, np.ndarray]:

@@ -122,7 +122,7 @@ def expand(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         if any(new != old and old != 1 for new, old in zip(shape, before, strict=True)):
             repeats = [new // old for new, old in zip(shape, before, strict=True)]
             ones = [r if old != 1 else 1 for r, old in zip(repeats, before, strict=True)]
-            track = track.repeat(ones)
+            track = tighten(track.repeat(ones))
         tracks.append(track.expand(shape))
 
     for axis, (new, old) in enumerate(zip(shape, before, strict=True)):
