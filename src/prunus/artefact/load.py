@@ -1,10 +1,7 @@
 """Read a saved result back, without the code that the model came from."""
 
-import contextlib
 import inspect
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +12,8 @@ from torch.utils import _pytree as pytree
 
 from prunus.artefact.checks import MODEL, PARTS, verified
 from prunus.capture import Captured, capture, size_of
+from prunus.capture.diagnose import first_line
+from prunus.capture.files import shown
 from prunus.capture.pt2 import load_program
 from prunus.errors import ArtefactError, PrunusError
 from prunus.inputs import Inputs
@@ -33,14 +32,15 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
     tuples, outputs that torch cannot take apart (a cache of keys and values) do not come, and what evaluation
     skips (stochastic depth, auxiliary heads) is not there.
 
-    Nothing in the folder is ever run or unpickled. Before anything else, each file must be an ordinary file
+    Nothing in the folder is ever run, unpickled or computed. Before anything else, each file must be an ordinary file
     of the folder and have the size and SHA-256 that ``artefact.json`` states, which finds damage; as whoever
     changes a file can change ``artefact.json`` too, the model is then read as if it came from a stranger.
     ``model.pt2`` is an archive in which torch would also accept pickled weights, pickled objects, compiled
-    libraries and expressions that it evaluates as Python. It is handed to torch only if it is uncompressed,
-    all entries are of the kinds that hold plain data, example inputs can be read with ``weights_only=True``,
-    the graph calls registered operators and arithmetic alone, sizes are plain arithmetic, and tensors claim
-    no more memory than the file has; guards, which are Python code, are dropped.
+    libraries, names that become code, and expressions that it evaluates as Python. prunus reads it, and torch sees a graph
+    only if the archive is uncompressed, all entries are of the kinds that hold plain data, example inputs can be read
+    with ``weights_only=True``, every value in the JSON has its type, the graph calls operators that only compute, sizes
+    are small arithmetic, and tensors claim no more memory than the file has. The graph is then run on tensors without
+    values, which have to come out as the file says. Guards, which are Python code, are dropped.
 
     Args:
         directory: The folder that was written.
@@ -90,49 +90,19 @@ def rebuild(path: Path, model_class: str) -> tuple[nn.Module, Captured]:
     Raises:
         ArtefactError: If it holds more than plain data, or cannot be read.
     """
-    said: list[str] = []
     try:
-        with _torch_said(said):
-            program = load_program(path)
-        _require_bounded(program, path)
+        program = load_program(path)
         captured = capture(program, None if program.example_inputs else _example_of(program))
         module = lift(captured.with_(model=_skeleton(program, model_class)))
     except ArtefactError:
         raise
     except PrunusError as error:
-        reason = "".join(f"\n{line}" for line in said[-1:])
-        raise ArtefactError(f"{error}{reason}") from error
+        raise ArtefactError(str(error)) from error
+    except Exception as error:
+        raise ArtefactError(
+            f"{shown(path)} holds no model that can be built ({first_line(error)})."
+        ) from error
     return module, captured
-
-
-def _require_bounded(program: ExportedProgram, path: Path) -> None:
-    """Refuse tensors that claim more memory than the file has, as one number repeated in all places can."""
-    limit = path.stat().st_size
-    tensors = {**program.state_dict, **program.constants}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > limit:
-            raise ArtefactError(
-                f"{path} claims a tensor {name} of {tuple(tensor.shape)}, which is larger than the file. It "
-                "is not opened."
-            )
-
-
-@contextlib.contextmanager
-def _torch_said(lines: list[str]) -> Iterator[None]:
-    """Collect the last line of what torch logs when it cannot read a program, instead of printing it all."""
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else None
-            lines.extend(str(error or record.getMessage()).strip().splitlines()[-1:])
-
-    logger = logging.getLogger("torch.export")
-    handler, propagate, handlers = Collect(), logger.propagate, logger.handlers[:]
-    logger.propagate, logger.handlers = False, [handler]
-    try:
-        yield
-    finally:
-        logger.propagate, logger.handlers = propagate, handlers
 
 
 def _example_of(program: ExportedProgram) -> Inputs:

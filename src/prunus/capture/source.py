@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import describe_inputs, with_batch
 from prunus.capture.captured import Captured
+from prunus.capture.diagnose import first_line
 from prunus.capture.examples import alike, require_running, several_hint
 from prunus.capture.export import Export, NotExportableError, export_module
 from prunus.capture.partial import capture_parts
@@ -18,7 +19,7 @@ from prunus.capture.preserve import forget_caches, left_as_found
 from prunus.capture.program import captured_from
 from prunus.capture.pt2 import load_program
 from prunus.capture.sizes import concrete, is_symbolic
-from prunus.errors import CaptureError, ConfigError, SourceError
+from prunus.errors import CaptureError, ConfigError, PrunusError, SourceError
 from prunus.inputs import Inputs, as_examples, as_inputs
 
 __all__ = ["capture"]
@@ -132,7 +133,15 @@ def _capture_program(program: ExportedProgram, example_inputs: Any) -> Captured:
     else:
         raise ConfigError("The exported program has not kept example inputs: pass example_inputs.")
     _require_inference(program)
-    captured = captured_from(program, None, example, example)
+    try:
+        captured = captured_from(program, None, example, example)
+    except PrunusError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"The exported program contradicts itself ({first_line(error)}). If it comes out of a "
+            "file, that is damaged; else export it again."
+        ) from error
     reason = None if captured.batch else "the program was exported with a fixed batch size"
     return captured.with_(
         example=_ordered(captured, example),

@@ -1,0 +1,1 @@
+"""What a file may hold before anything in it is used."""
