@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from prunus.allocation import Target
 from prunus.api.result import Result, reusable
 from prunus.api.scores import Scores
 from prunus.capture import Captured, capture, with_outputs
+from prunus.capture.copying import copy_of
 from prunus.criteria import Options
 from prunus.decide import check, plan
 from prunus.evidence import Evidence, Progress
@@ -207,7 +207,7 @@ def _own_class(
     if structure.captured.model is None:
         return None, "the source was an exported program, which has no class"
     if not plan.groups and not plan.biases:
-        return copy.deepcopy(structure.captured.model), ""
+        return copy_of(structure.captured.model), ""
     return write_back(structure, small, module, _tensor(keep))
 
 

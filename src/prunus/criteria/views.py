@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from prunus.criteria.base import GroupView, MemberView
+from prunus.criteria.batch_norms import batch_norm_gains, batch_norm_scales
+from prunus.criteria.reaching import Reaching
 from prunus.evidence import Evidence
+from prunus.evidence.places import Spot
 from prunus.structure import Group, Structure
-from prunus.structure.index import Position
 
 BLOCK = 1 << 18  # weights at a time, which caches hold
 
@@ -40,23 +42,13 @@ class Views:
         self.evidence = evidence
         self.multiplied = multiplied
         self.mixable = mixable or {}
-        self.folded = _batch_norm_gains(structure)
-        self.scales = _batch_norm_scales(structure)
+        self.reaching = Reaching(structure)
+        self.folded = batch_norm_gains(self.reaching)
+        self.scales = batch_norm_scales(self.reaching)
 
     def group(self, group: Group) -> GroupView:
         """The group with its weights of two or more dimensions as (units, elements)."""
-        captured = self.structure.captured
-        made = {(m.parameter, m.axis): m.produces for m in group.members}
-        members = []
-        for position in self.structure.positions[group.name]:
-            tensor = captured.tensors[position.placeholder]
-            if captured.kinds[position.placeholder] != "parameter" or tensor.dim() < 2:
-                continue
-            name = captured.names[position.placeholder]
-            gain = self.folded.get(position.placeholder)
-            produces = made.get((name, position.axis), False)
-            scale = self.scales.get(position.placeholder) if produces else None
-            members.append(PlacedMember(name, position, produces, tensor.detach(), gain, scale, group.size))
+        members = [*self._parameters(group), *self._computed(group)]
         seen = (
             {key: self.evidence.per_sample(key, group.name) for key in self.evidence.sums}
             if self.evidence
@@ -76,6 +68,34 @@ class Views:
             self.mixable.get(group.name),
         )
 
+    def _parameters(self, group: Group) -> Iterator[MemberView]:
+        """Parameters whose own numbers reach an operator."""
+        captured = self.structure.captured
+        made = {(m.parameter, m.axis): m.produces for m in group.members}
+        for position in self.structure.positions[group.name]:
+            tensor = captured.tensors[position.placeholder]
+            if position.placeholder not in self.reaching.direct or tensor.dim() < 2:
+                continue
+            if captured.kinds[position.placeholder] == "parameter":
+                name = captured.names[position.placeholder]
+                produces = made.get((name, position.axis), False)
+                spot = Spot((position.axis,), position.unit)
+                yield self._member(name, spot, produces, position.placeholder, tensor.detach(), group.size)
+
+    def _computed(self, group: Group) -> Iterator[MemberView]:
+        """What the graph makes of parameters, as operators read it."""
+        for node, spot, produces in self.reaching.spots.get(group.name, ()) if self.reaching.made else ():
+            tensor = self.reaching.tensor(node)
+            if tensor is not None and tensor.is_floating_point():
+                name = self.reaching.named(node)[0]
+                yield self._member(name, spot, produces, node.name, tensor, group.size)
+
+    def _member(
+        self, name: str, spot: Spot, produces: bool, node: str, tensor: Tensor, size: int
+    ) -> MemberView:
+        scale = self.scales.get(node) if produces else None
+        return PlacedMember(name, spot, produces, tensor, self.folded.get(node), scale, size)
+
 
 class PlacedMember(MemberView):
     """A member whose weights are folded and gathered by unit only when a criterion asks for them."""
@@ -83,21 +103,23 @@ class PlacedMember(MemberView):
     _tensor: Tensor
     _gain: Tensor | None
     _scale: Tensor | None
+    _axes: tuple[int, ...]
     _unit: np.ndarray
     _size: int
 
     def __init__(
         self,
         name: str,
-        position: Position,
+        spot: Spot,
         produces: bool,
         tensor: Tensor,
         gain: Tensor | None,
         scale: Tensor | None,
         size: int,
     ) -> None:
-        values: dict[str, Any] = {"parameter": name, "axis": position.axis, "produces": produces}
-        values |= {"_tensor": tensor, "_gain": gain, "_scale": scale, "_unit": position.unit, "_size": size}
+        values: dict[str, Any] = {"parameter": name, "axis": spot.axes[0], "produces": produces}
+        values |= {"_tensor": tensor, "_gain": gain, "_scale": scale, "_size": size}
+        values |= {"_axes": spot.axes, "_unit": spot.units.reshape(-1)}
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
@@ -107,7 +129,7 @@ class PlacedMember(MemberView):
         weight = self._tensor
         if self._gain is not None:
             weight = weight * self._gain.view(-1, *(1,) * (weight.dim() - 1))
-        rows = weight.movedim(self.axis, 0).reshape(weight.shape[self.axis], -1)
+        rows = weight.movedim(self._axes, tuple(range(len(self._axes)))).reshape(len(self._unit), -1)
         return by_unit(rows, self._unit, self._size)
 
     @cached_property
@@ -119,6 +141,8 @@ class PlacedMember(MemberView):
 
     def power_sum(self, power: int) -> Tensor:
         """See `MemberView`: summed where the weights lie, which moves none of them."""
+        if len(self._axes) > 1:
+            return super().power_sum(power)
         weight = self._tensor.float()
         gain = None if self._gain is None else self._gain.float().abs() ** power  # along axis 0
         if self.axis == 0:
@@ -165,47 +189,3 @@ def by_unit(rows: Tensor, unit: np.ndarray, size: int) -> Tensor:
     out = rows.new_zeros(size, width, rows.shape[1])
     out[torch.from_numpy(unit[order]), torch.from_numpy(slot)] = rows[torch.from_numpy(order)]
     return out.reshape(size, -1)
-
-
-def _batch_norms(structure: Structure) -> Iterator[tuple[str, bool, Any]]:
-    """Weight placeholder of a layer, whether that is transposed, and the batch normalization that alone reads its output."""
-    for node in structure.captured.graph.nodes:
-        if not str(node.target).startswith("aten.batch_norm"):
-            continue
-        layer = node.args[0]
-        if layer is None or layer.op != "call_function" or len(layer.users) != 1:
-            continue
-        name = str(layer.target)
-        if not name.startswith(("aten.conv", "aten.linear")):
-            continue
-        kernel = layer.args[1]
-        if kernel.op == "placeholder" and len(kernel.users) == 1:
-            yield kernel.name, "transpose" in name, node
-
-
-def _batch_norm_gains(structure: Structure) -> dict[str, Tensor]:
-    """Weight placeholder -> (out,) gain of the batch normalization (with running statistics) right behind its layer."""
-    tensors = structure.captured.tensors
-    gains: dict[str, Tensor] = {}
-    for kernel, transposed, node in _batch_norms(structure):
-        _, weight, _, mean, variance = (*node.args[:5], *(None,) * (5 - len(node.args[:5])))
-        if transposed or mean is None or variance is None or variance.op != "placeholder":
-            continue
-        eps = node.args[7] if len(node.args) > 7 else 1e-5
-        gain = 1 / (tensors[variance.name].detach() + eps).sqrt()
-        if weight is not None:
-            if weight.op != "placeholder":
-                continue
-            gain = gain * tensors[weight.name].detach()
-        gains[kernel] = gain
-    return gains
-
-
-def _batch_norm_scales(structure: Structure) -> dict[str, Tensor]:
-    """Weight placeholder -> (out,) weight of the batch normalization right behind its layer."""
-    tensors = structure.captured.tensors
-    return {
-        kernel: tensors[node.args[1].name].detach()
-        for kernel, _, node in _batch_norms(structure)
-        if node.args[1] is not None and node.args[1].op == "placeholder"
-    }

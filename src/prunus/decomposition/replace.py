@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept, left_as_found
 from prunus.decomposition.base import Method
@@ -111,7 +111,7 @@ def require_equal(site: Site, steps: list[Step], made: Tensor, bias: Tensor | No
 def copy_with(model: nn.Module, chains: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of the model in which the named layers are replaced; their weights are not copied first."""
     memo: dict[int, Any] = {id(model.get_submodule(path)): chain for path, chain in chains.items()}
-    copied = copy.deepcopy(model, memo)
+    copied = copy_of(model, memo)
     for path, chain in chains.items():
         if path:
             copied.set_submodule(path, chain)

@@ -15,7 +15,7 @@ from prunus.structure import Group, Structure
 from prunus.structure.labels import compact, varying
 from prunus.structure.value import Value
 
-__all__ = ["Place", "Places", "Spot"]
+__all__ = ["Place", "Places", "Spot", "joined"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +98,13 @@ class Places:
             value = self.structure.values.get(node.name)
             found: dict[int, list[Spot]] = {}
             for track in value.tracks if isinstance(value, Value) else ():
-                for number, spot in self._of_track(track).items():
+                for number, spot in self.of_track(track).items():
                     found.setdefault(number, []).append(spot)
             self._spots[node] = found
         return self._spots[node]
 
-    def _of_track(self, track: Tensor) -> dict[int, Spot]:
+    def of_track(self, track: Tensor) -> dict[int, Spot]:
+        """Number of each group that lies in a track -> where."""
         axes = varying(track)
         key = (track.data_ptr(), track.stride(), tuple(track.shape))
         if key not in self._seen:
@@ -155,7 +156,7 @@ class Places:
         sides = facing(node, sources[0], sources[1])
         if sides is not None:
             name = self.groups[number].name
-            left, right = (_joined(self.spots(source)[number]) for source in sources[:2])
+            left, right = (joined(self.spots(source)[number]) for source in sources[:2])
             self.product.append(Place(name, node.name, sources[0], left, node, sources[1], right, sides))
 
     def _layer(self, weights: Iterable[fx.Node], number: int) -> str | None:
@@ -192,7 +193,7 @@ class Places:
         return (operands[0], earlier) if flattened or reduced else None
 
 
-def _joined(spots: list[Spot]) -> Spot:
+def joined(spots: list[Spot]) -> Spot:
     """Several tracks of one group as one: a table that all heads share says less than the layer that makes them."""
     axes = tuple(sorted({axis for spot in spots for axis in spot.axes}))
     units = np.array(-1)

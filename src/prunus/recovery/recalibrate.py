@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunus.capture.copying import copy_of
 from prunus.errors import ConfigError
 from prunus.inputs import Inputs
 
@@ -44,7 +44,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
         >>> again.training, bool((again[1].running_var != net[1].running_var).all())
         (False, True)
     """
-    copied = copy.deepcopy(model)
+    copied = copy_of(model)
     layers = {
         name: module
         for name, module in copied.named_modules()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import zlib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.capture.outputs import only_plain_outputs
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
@@ -95,7 +95,7 @@ class Agreement:
 
     def _run(self, module: nn.Module, dtype: torch.dtype | None, scalings: Mapping[str, Tensor]) -> Recording:
         """A forward at one precision, or at the module's own."""
-        copied = copy.deepcopy(module) if dtype is None else copy_at_precision(module, dtype)
+        copied = copy_of(module) if dtype is None else copy_at_precision(module, dtype)
         for part in copied.modules():
             part.training = False
         inputs = self._captured.run_inputs

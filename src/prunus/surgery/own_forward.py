@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.inputs import Inputs
 from prunus.surgery.attributes import trace_slots
 from prunus.surgery.precision import exact_arithmetic
@@ -21,7 +21,7 @@ def recorded_forward(model: nn.Module, captured: Captured) -> Recording:
     """One forward of a copy whose integers remember where they come from."""
     constants = (tensor for name, tensor in captured.tensors.items() if captured.kinds[name] == "constant")
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *constants)}
-    copied = copy.deepcopy(model, shared)
+    copied = copy_of(model, shared)
     for module in copied.modules():
         module.training = False
     trace_slots(copied)

@@ -1,7 +1,6 @@
 """Run a model at a chosen floating point precision, whatever precisions it names inside."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunus.capture.copying import copy_of
 from prunus.surgery.depthwise import is_slow_depthwise, shifted_sum
 
 __all__ = ["OnePrecision", "at_precision", "copy_at_precision", "exact_arithmetic", "is_bitcast"]
@@ -38,7 +38,7 @@ def is_bitcast(target: Any) -> bool:
 
 def copy_at_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A deep copy of a module in evaluation mode, its floating point and complex tensors at one precision."""
-    return copy.deepcopy(module).eval()._apply(lambda tensor: at_precision(tensor, dtype))
+    return copy_of(module).eval()._apply(lambda tensor: at_precision(tensor, dtype))
 
 
 @contextlib.contextmanager

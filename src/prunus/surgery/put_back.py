@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.parts import Partial, Parts
 from prunus.capture.preserve import buffers_kept, left_as_found
@@ -66,7 +66,7 @@ def _with_graphs(captured: Captured, small: Captured, partial: Partial) -> nn.Mo
         module = lift(_part(parts, captured, small, index))
         module.train(partial.whole.get_submodule(path).training)
         instead[id(partial.whole.get_submodule(path))] = module
-    whole = copy.deepcopy(partial.whole, instead)
+    whole = copy_of(partial.whole, instead)
     _tie(whole, partial.whole, set(parts.calls))
     return whole
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.surgery.precision import exact_arithmetic
 
@@ -36,7 +35,7 @@ def _training_error(captured: Captured, model: nn.Module) -> Exception | None:
     args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (inputs.args, inputs.kwargs))
     with exact_arithmetic(list({tensor.device for tensor in captured.tensors.values()}), 0):
         try:
-            copy.deepcopy(model).train()(*args, **kwargs)
+            copy_of(model).train()(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever the user's forward raises
             return error
     return None

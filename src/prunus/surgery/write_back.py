@@ -8,7 +8,6 @@ sizes that it states (`own_sizes`). The result is accepted only when it computes
 
 from __future__ import annotations
 
-import copy
 import linecache
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.capture import Captured
+from prunus.capture.copying import copy_of
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.structure import Structure
 from prunus.surgery.agreement import Agreement
@@ -121,7 +121,7 @@ def _cut_copy(model: nn.Module, captured: Captured, small: Captured) -> nn.Modul
     for placeholder, tensor in captured.tensors.items():
         if placeholder in small.tensors:
             memo[id(tensor)] = _owned(tensor, small.tensors[placeholder])
-    copied = copy.deepcopy(model, memo)
+    copied = copy_of(model, memo)
     for placeholder in small.tensors.keys() - captured.tensors.keys():
         if small.kinds[placeholder] == "parameter":  # a bias that a layer did not have
             path, _, attribute = small.names[placeholder].rpartition(".")
