@@ -15,10 +15,11 @@ from torch import nn
 from prunus.allocation import Target
 from prunus.api.result import Result, reusable
 from prunus.api.scores import Scores
-from prunus.capture import Captured, capture, with_outputs
+from prunus.capture import Captured, capture, scripted_paths, with_outputs
 from prunus.capture.copying import copy_of
 from prunus.criteria import Options
 from prunus.decide import check, plan
+from prunus.errors import CaptureError
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
 from prunus.recovery import Checkpoint, Recovery, checked_steps
@@ -28,6 +29,8 @@ from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_zero_biases, write_back
 
 __all__ = ["analyze", "compress", "execute", "structure_of"]
+
+_SCRIPTED = "{} is a TorchScript module, whose code cannot take smaller parameters"
 
 
 def analyze(
@@ -63,6 +66,11 @@ def analyze(
 
 def structure_of(captured: Captured, keep_class: bool) -> Structure:
     """The structure, with what the user's class needs if it is to be kept."""
+    scripted = scripted_paths(captured.owner) if keep_class and captured.owner is not None else []
+    if scripted:
+        raise CaptureError(
+            f"keep_class=True cannot be met: {_SCRIPTED.format(scripted[0])}. Use the original class there."
+        )
     structure = find_structure(captured, keep_class=keep_class)
     return with_class_ties(structure) if keep_class else structure
 
@@ -206,6 +214,9 @@ def _own_class(
 ) -> tuple[nn.Module | None, str]:
     if structure.captured.model is None:
         return None, "the source was an exported program, which has no class"
+    scripted = scripted_paths(structure.captured.owner or structure.captured.model)
+    if scripted:
+        return None, _SCRIPTED.format(scripted[0])
     if not plan.groups and not plan.biases:
         return copy_of(structure.captured.model), ""
     return write_back(structure, small, module, _tensor(keep))

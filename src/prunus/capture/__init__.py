@@ -4,6 +4,7 @@ from prunus.capture.captured import Captured
 from prunus.capture.examples import unreached
 from prunus.capture.hashing import architecture_hash
 from prunus.capture.parts import Partial
+from prunus.capture.scripted import scripted_paths
 from prunus.capture.sizes import concrete, size_of
 from prunus.capture.source import capture
 from prunus.capture.wanted import output_paths, output_problems, with_outputs
@@ -16,6 +17,7 @@ __all__ = [
     "concrete",
     "output_paths",
     "output_problems",
+    "scripted_paths",
     "size_of",
     "unreached",
     "with_outputs",

@@ -18,6 +18,7 @@ from prunus.capture.partial import capture_parts
 from prunus.capture.preserve import forget_caches, left_as_found
 from prunus.capture.program import captured_from
 from prunus.capture.pt2 import load_program
+from prunus.capture.scripted import without_scripts
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.errors import CaptureError, ConfigError, PrunusError, SourceError
 from prunus.inputs import Inputs, as_examples, as_inputs
@@ -62,6 +63,7 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
             "A module is captured by following one call: pass the inputs of that call as example_inputs."
         )
     example, *others = as_examples(example_inputs)
+    model = without_scripts(model)
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise CaptureError(
