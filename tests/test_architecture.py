@@ -15,6 +15,7 @@ ROOT = Path(prunus.__file__).parent
 ORDER = [
     "errors",
     "inputs",
+    "patterns",
     "plan_schema",
     "eigen",
     "gram",
@@ -27,6 +28,7 @@ ORDER = [
     "allocation",
     "describe",
     "plan",
+    "request",
     "decide",
     "surgery",
     "decomposition",

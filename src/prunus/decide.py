@@ -8,25 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from prunus.allocation import (
-    Choice,
-    Target,
-    allocate,
-    allocator_of,
-    checked_ratio,
-    choice_by_index,
-    contained,
-    counts_of_ratios,
-    held_by,
-    keep_counts,
-)
+from prunus.allocation import Choice, Target, allocate, allocator_of, choice_by_index, keep_counts
 from prunus.capture import architecture_hash, output_paths
-from prunus.criteria import ByIndex, Options, as_criterion, gather, score_groups
+from prunus.criteria import ByIndex, Options, gather, score_groups
 from prunus.describe import describe
-from prunus.errors import ConfigError, PlanError
+from prunus.errors import PlanError, TargetError
 from prunus.evidence import Progress
 from prunus.plan import GroupPlan, Plan
+from prunus.request import Problems, Request, Settled, requested, settled
 from prunus.structure import Group, LayerTable, Structure
+
+FOLLOWING = (
+    " If it is of a later round, made for what an earlier plan leaves, do both at once: apply(model, "
+    "first.followed_by(second))."
+)
 
 
 def plan(
@@ -34,11 +29,11 @@ def plan(
     *,
     method: Any = "l2",
     target: Target | None = None,
-    ratio: float | Mapping[str, float] | None = None,
+    ratio: float | Mapping[Any, float] | None = None,
     table: LayerTable | None = None,
     allocation: str | None = None,
     options: Options | None = None,
-    hold: Sequence[str] = (),
+    hold: Any = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
     seed: int = 0,
@@ -53,7 +48,7 @@ def plan(
         method: a criterion (`prunus.L2Norm()`), its registered name, or a callable `(GroupView) -> (units,) scores`.
         target: what is kept.
         ratio: share of the filters that is removed: 0.3 is `Target(channels=0.7)`. Or such shares per layer or group,
-            `{"layer1.0.conv1": 0.3}`; all others are left alone.
+            `{"layer1.0.conv1": 0.3}`, also by globs, modules of the model and classes: `{nn.Conv2d: 0.3}`; all others are left alone.
         table: from `structure.layers()`, edited: how many channels every group keeps; the method decides which.
         allocation: how many channels each group keeps under the target: `"uniform"`, the same share of every group;
             `"global"`, all ranked together; `"slamp"`, all ranked by their share of what is left of their layer;
@@ -61,15 +56,18 @@ def plan(
             adds least error for what it saves, for scores that are errors. None: uniform for
             channels and ratios, global for others.
         options: how scores are normalized and combined, and numbers rounded; see `Options`.
-        hold: layers that are never touched: paths, prefixes of paths or globs.
+        hold: layers that are never touched, one or several: paths, prefixes of paths, globs, modules of the model or classes.
         floors: least share (float) or number (int) of channels that stay, for all or per pattern; by default 5 % where
             channels are ranked across the whole model. Numbers given per layer have no floor.
         multiple_of: every group keeps a multiple of this many channels, or all.
         seed: recorded in the plan; criteria that draw numbers have their own.
-        data: for methods that look at activations or gradients: an iterable of batches like the example inputs (tensors,
-            tuples, dictionaries or `prunus.Inputs`), or `prunus.evidence.Evidence` collected before.
-        loss: `(outputs, batch) -> scalar`, for methods that use gradients; by default the cross-entropy with the labels that
-            the batches carry.
+        data: for methods that look at activations or gradients. Batches like the example inputs (tensors, arrays, tuples,
+            dictionaries by the names of the forward's arguments, or `prunus.Inputs`; what a batch has beyond the inputs counts as
+            labels), as an iterable such as a list, a generator or a `DataLoader`, or a function that makes one. Or all samples at
+            once: a tensor, an array, a dictionary of these, a torch `Dataset`, or the path of an .npy, .npz or .safetensors file
+            or a folder of these. Or `prunus.evidence.Evidence` collected before.
+        loss: for methods that use gradients: a module such as `nn.CrossEntropyLoss()`, called with outputs and labels, or a
+            function `(outputs, batch) -> scalar`; by default the cross-entropy with the labels that the batches carry.
         progress: called with a `prunus.evidence.Progress` before the first batch of data and after each.
 
     Returns:
@@ -80,93 +78,83 @@ def plan(
         PlanError: scores or indices that do not fit.
         TargetError: the target cannot be reached; says what can.
     """
-    if isinstance(method, ByIndex):
-        if not (target is ratio is table is None):
-            raise ConfigError("ByIndex says what stays: it takes no target, ratio or table")
-        made = _plan(structure, choice_by_index(structure, method), "index", {}, seed)
+    problems = Problems()
+    request = requested(
+        problems,
+        method=method,
+        target=target,
+        ratio=ratio,
+        table=table,
+        allocation=allocation,
+        options=options,
+        hold=hold,
+        floors=floors,
+        multiple_of=multiple_of,
+        seed=seed,
+        data=data,
+        loss=loss,
+        progress=progress,
+    )
+    problems.settle()
+    return decided(structure, settled(structure, request))
+
+
+def decided(structure: Structure, wanted: Settled) -> Plan:
+    """The plan that a settled request means.
+
+    Raises:
+        PrunusError: see `plan`.
+    """
+    request, goal, free = wanted.request, wanted.goal, wanted.free
+    criterion, options = request.criterion, request.options
+    if isinstance(criterion, ByIndex):
+        made = _plan(structure, choice_by_index(structure, criterion), "index", {}, request.seed)
         check(structure, made)
         return made
-    criterion = as_criterion(method)
-    options = _checked_options(options, criterion)
-    goal = _goal(structure, target, ratio, table)
-    free = _free(structure, held_by(structure, hold) if hold else set(), goal, options)
 
     def score(groups: Sequence[Group]) -> dict[str, np.ndarray]:
-        evidence, multiplied = gather(structure, criterion, groups, data, loss, progress)
+        evidence, multiplied = gather(
+            structure, criterion, groups, request.data, request.loss, request.progress
+        )
         return score_groups(structure, criterion, groups, options, evidence, multiplied)
 
     if isinstance(goal, Target):
-        allocation = allocator_of(allocation, goal, criterion)
+        allocation = allocator_of(request.allocation, goal, criterion)
         choice = allocate(
             structure,
             score(free),
             goal,
             allocation=allocation,
             criterion=criterion,
-            floors=floors,
-            multiple_of=multiple_of,
+            floors=request.floors,
+            multiple_of=request.multiple_of,
             options=options,
         )
-        said = {**goal.to_dict(), **({} if ratio is None else {"ratio": ratio})}
+        said = {**goal.to_dict(), **({} if request.ratio is None else {"ratio": request.ratio})}
     else:
-        if allocation is not None or floors is not None:
-            raise ConfigError("numbers per layer leave nothing to allocation and floors: leave these out")
-        choice, said, allocation = (
-            keep_counts(structure, score, goal, free, multiple_of, options),
-            {},
-            "manual",
-        )
+        choice = keep_counts(structure, score, goal, free, request.multiple_of, options)
+        said, allocation = {}, "manual"
     name = getattr(criterion, "name", type(criterion).__name__)
-    made = _plan(structure, choice, name, said, seed)
+    made = _plan(structure, choice, name, said, request.seed)
+    if not made.groups and _asks(request):
+        raise TargetError(_nothing(structure, request, goal))
     return dataclasses.replace(made, allocation=allocation, options=options.to_dict())
 
 
-def _free(
-    structure: Structure, untouched: set[str], goal: Target | dict[str, int], options: Options
-) -> list[Group]:
-    """Groups that may be pruned: where heads contain channels, one of the two under a target, either by numbers."""
-    free = [g for g in structure.prunable if g.name not in untouched]
-    if not isinstance(goal, Target):
-        return free
-    outer = [g for g in free if g.outer]
-    if not options.whole_rows:
-        return [g for g in free if not g.outer]
-    inside = contained(structure, outer)
-    return [g for g in free if g.name not in inside]
+def _asks(request: Request) -> bool:
+    """Whether anything is to be removed."""
+    if isinstance(request.ratio, Mapping):
+        return any(request.ratio.values())
+    return request.target is not None and request.target.fraction < 1
 
 
-def _checked_options(options: Options | None, criterion: Any) -> Options:
-    if options is not None and not isinstance(options, Options):
-        raise ConfigError(f"options must be a prunus.Options, got {type(options).__name__}")
-    return options or Options(layer_norm=getattr(criterion, "layer_norm", Options.layer_norm))
-
-
-def _goal(
-    structure: Structure,
-    target: Target | None,
-    ratio: float | Mapping[str, float] | None,
-    table: LayerTable | None,
-) -> Target | dict[str, int]:
-    """A target, or how many units each group keeps."""
-    given = {"target": target, "ratio": ratio, "table": table}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        raise ConfigError("say what to keep: target=prunus.Target(macs=0.5)")
-    if len(given) > 1:
-        raise ConfigError(f"give one of target, ratio and table; got {' and '.join(given)}")
-    if ratio is not None:
-        if isinstance(ratio, Mapping):
-            return counts_of_ratios(structure, ratio)
-        return Target(channels=round(1 - checked_ratio(ratio), 12))
-    if table is not None:
-        if not isinstance(table, LayerTable):
-            raise ConfigError(f"table must come from structure.layers(), got {type(table).__name__}")
-        return table.counts(structure)
-    if not isinstance(target, Target):
-        raise ConfigError(
-            f"target must be a prunus.Target, such as prunus.Target(macs=0.5); got {type(target).__name__}"
-        )
-    return target
+def _nothing(structure: Structure, request: Request, goal: Target | dict[str, int]) -> str:
+    asked = goal if isinstance(goal, Target) else f"ratio={request.ratio}"
+    widest = max((g.row_size for g in structure.prunable), default=0)
+    return (
+        f"{asked} removes nothing: in groups of at most {widest} channels (of a row) it rounds to all of them. Ask for less "
+        f"to be kept, or leave out multiples and floors."
+    )
 
 
 def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, float], seed: int) -> Plan:
@@ -217,7 +205,7 @@ def check(structure: Structure, made: Plan) -> None:
             "; ".join([f"no group {n!r}" for n in odd[:3]] + other[:3]) or "operators or constants differ"
         )
         raise PlanError(
-            f"this plan was made for another architecture ({detail}). Make a new one with prunus.plan."
+            f"this plan was made for another architecture ({detail}). Make a new one with prunus.plan.{FOLLOWING}"
         )
     problems = []
     counts: dict[str, int] = {}

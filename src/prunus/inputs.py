@@ -18,10 +18,20 @@ class Inputs:
     Args:
         args: Positional arguments; each may be any pytree of tensors and constants.
         kwargs: Keyword arguments, likewise.
+
+    Raises:
+        ConfigError: `args` is no tuple, or `kwargs` no dictionary.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.args, tuple | list) or not isinstance(self.kwargs, Mapping):
+            raise ConfigError(
+                f"Inputs takes a tuple of positional arguments and a dictionary of keywords, as in Inputs((x,), {{'mask': mask}}); "
+                f"got a {type(self.args).__name__} and a {type(self.kwargs).__name__}"
+            )
 
 
 def as_inputs(example_inputs: Any) -> Inputs:

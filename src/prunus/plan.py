@@ -141,6 +141,8 @@ class Plan:
         Raises:
             PlanError: not JSON, not a plan, of a newer version, or inconsistent; lists all problems.
         """
+        if not isinstance(text, str | bytes | bytearray):
+            raise PlanError(f"this is no plan: a {type(text).__name__} instead of JSON text")
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:

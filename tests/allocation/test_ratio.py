@@ -90,7 +90,7 @@ def test_what_is_no_ratio(structure: prunus.Structure, ratio: Any) -> None:
         ({"ratio": {"conv3": 0.5}}, "no layer or group 'conv3'; similar: "),
         ({"ratio": {"head": 0.5}}, "head: nothing can be removed here: it is part of the model's output"),
         ({"ratio": {"stem": 0.5, "conv2": 0.25}}, "conv2: its channels are those of 'add', which has another ratio"),
-        ({"ratio": {"head": 0.5, "conv1": 2}}, "head: nothing .*; conv1: 2 is no share"),
+        ({"ratio": {"head": 0.5, "conv1": 2}}, "conv1: 2 is no share"),
         ({"ratio": {"conv1": 0.5}, "allocation": "slamp"}, "numbers per layer leave nothing to allocation"),
         ({"ratio": {"conv1": 0.5}, "floors": 0.5}, "numbers per layer leave nothing to allocation and floors"),
         ({"ratio": {"conv1": 0.5}, "hold": ["bn1"]}, "conv1: held by your settings"),

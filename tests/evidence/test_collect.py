@@ -195,7 +195,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty": ([], "data is empty"),
     "no iterable": (3, "data is a int: pass an iterable of batches"),
     "nothing": (None, "data is missing"),
-    "a text": ("images", "data is a str"),
+    "a path of nothing": ("images", "images: there is no .npy, .npz, .safetensors file there"),
     "another width": (
         [GOOD, torch.randn(4, 5)],
         r"batch 1 of data, input '.*' has shape \(4, 5\); the model takes \(any, 6\)",
@@ -206,7 +206,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "whole numbers": ([GOOD.long()], "is of torch.int64; the model takes torch.float32"),
     "a dictionary": (
         [{"x": GOOD}],
-        "batch 0 of data is a dictionary, but the model was captured with 1 positional",
+        "batch 0 of data lacks input; it has x, and the model was captured with input",
     ),
     "an object": ([object()], "batch 0 of data is a object"),
     "lists of numbers": ([[[1.0, 2.0]]], "is not a tensor|is a .*, not a tensor|has .* values where"),
@@ -336,5 +336,5 @@ def test_what_is_missing_is_said_before_anything_runs(method: str) -> None:
     ) as caught:
         prunus.compress(net, torch.randn(2, 6), method=method, ratio=0.5)
     assert ("loss=" in str(caught.value)) == (method == "taylor")
-    with pytest.raises(ConfigError, match="loss must be a function"):
+    with pytest.raises(ConfigError, match="loss is a int: pass loss=, a function"):
         prunus.compress(net, torch.randn(2, 6), method=method, ratio=0.5, data=[GOOD], loss=3)  # type: ignore[arg-type]

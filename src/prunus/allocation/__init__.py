@@ -1,11 +1,18 @@
 """Allocation: how many units every group keeps, and which, under a target."""
 
-from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of
+from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of, require_reachable
 from prunus.allocation.budget import Budget, Choice, choice_of
 from prunus.allocation.by_index import choice_by_index
 from prunus.allocation.costs import Cost, CostModel
 from prunus.allocation.erk import erk, erk_densities
-from prunus.allocation.families import Family, contained, find_families, held_by
+from prunus.allocation.families import (
+    Family,
+    checked_floors,
+    checked_multiple,
+    contained,
+    find_families,
+    held_by,
+)
 from prunus.allocation.global_rank import global_rank
 from prunus.allocation.isomorphic import isomorphic
 from prunus.allocation.manual import checked_ratio, counts_of_ratios, keep_counts
@@ -23,6 +30,8 @@ __all__ = [
     "Target",
     "allocate",
     "allocator_of",
+    "checked_floors",
+    "checked_multiple",
     "checked_ratio",
     "choice_by_index",
     "choice_of",
@@ -36,5 +45,6 @@ __all__ = [
     "isomorphic",
     "keep_counts",
     "layer_adaptive",
+    "require_reachable",
     "uniform",
 ]

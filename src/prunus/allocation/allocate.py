@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prunus.allocation.budget import Choice
+from prunus.allocation.budget import Budget, Choice
 from prunus.allocation.erk import erk
 from prunus.allocation.families import Family, find_families
 from prunus.allocation.global_rank import global_rank
@@ -19,7 +19,7 @@ from prunus.allocation.target import Target
 from prunus.allocation.uniform import uniform
 from prunus.criteria.options import Options
 from prunus.errors import ConfigError
-from prunus.structure import Structure
+from prunus.structure import Group, Structure
 
 Allocator = Callable[[Structure, list[Family], Target], Choice]
 
@@ -83,3 +83,25 @@ def allocate(
         floors = 0.0
     families = find_families(structure, scores, floors=floors, multiple_of=multiple_of, options=options)
     return {} if target.fraction == 1 else ALLOCATORS[allocation](structure, families, target)
+
+
+def require_reachable(
+    structure: Structure,
+    groups: Sequence[Group],
+    target: Target,
+    *,
+    allocation: str,
+    floors: float | Mapping[str, float | int] | None,
+    multiple_of: int,
+    options: Options,
+) -> None:
+    """Refuse a target that cannot be met whatever the scores: not even when every group keeps its least.
+
+    Raises:
+        TargetError: says what is reachable and what stands in the way.
+    """
+    if floors is None and target.unit == "channels" and allocation == "uniform":
+        floors = 0.0
+    alike = {group.name: np.zeros(group.size) for group in groups}
+    families = find_families(structure, alike, floors=floors, multiple_of=multiple_of, options=options)
+    Budget(structure, families, target).require([family.allowed[0] for family in families])

@@ -144,8 +144,32 @@ def obstacles(structure: Structure, families: list[Family]) -> str:
                 tensors.get(m.parameter, 0) for m in group.members if m.produces
             )
     largest = sorted(held, key=lambda k: -held[k])[:5]
-    return (
-        ("Held: " + "; ".join(largest) + ".")
-        if largest
-        else "Nothing is held; floors and multiples limit it."
-    )
+    said = [*_limits(families), *_without_rule(structure)]
+    if largest and not any(family.limit and len(family.allowed) == 1 for family in families):
+        said.append("Held: " + "; ".join(largest))
+    return ". ".join(said or ["Nothing is held; floors and multiples limit it"]) + "."
+
+
+def _limits(families: list[Family]) -> list[str]:
+    """Which settings keep groups large."""
+    found: dict[str, list[str]] = {}
+    for family in families:
+        if family.limit:
+            group = family.groups[0]
+            found.setdefault(family.limit, []).append(f"{group.name} ({group.size})")
+    return [
+        f"Kept large by {limit}: {'; '.join(names[:5])}"
+        + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for limit, names in found.items()
+    ]
+
+
+def _without_rule(structure: Structure) -> list[str]:
+    """How much is held by operators that nobody has told how channels pass through."""
+    counts: dict[str, int] = {}
+    for number, reason in enumerate(structure.units.reasons):
+        operator = structure.unknown.get(reason.node or "")
+        if operator is not None and operator in reason.text:
+            counts[operator] = counts.get(operator, 0) + int((structure.units.held == number).sum())
+    said = ", ".join(f"{operator} ({count})" for operator, count in sorted(counts.items()) if count)
+    return [f"Channels held by operators without a rule: {said}"] if said else []

@@ -6,12 +6,13 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
 from prunus.criteria.options import Options
 from prunus.errors import ConfigError
+from prunus.patterns import checked_patterns, matches, paths_of
 from prunus.structure import Group, Structure
 
 SMALL = 8  # units; smaller groups are rounded together, not each for itself
@@ -29,6 +30,7 @@ class Family:
         worth: (units per row,) worth of what the j-th kept unit per row adds; falls with j.
         allowed: ascending numbers of units per row that may be kept.
         step_op: how other numbers are rounded to these; None leaves it to the allocator.
+        limit: what keeps the allowed numbers up; empty where nothing does.
     """
 
     groups: tuple[Group, ...]
@@ -36,6 +38,7 @@ class Family:
     worth: np.ndarray
     allowed: tuple[int, ...]
     step_op: str | None = None
+    limit: str = ""
 
     @property
     def size(self) -> int:
@@ -70,14 +73,13 @@ class Family:
         }
 
 
-def held_by(structure: Structure, patterns: Sequence[str], option: str = "hold") -> set[str]:
-    """Names of groups that touch a layer matching one of the patterns (paths, prefixes of paths, or globs).
+def held_by(structure: Structure, given: Sequence[Any], option: str = "hold") -> set[str]:
+    """Names of groups that touch a layer matching one of the patterns (paths, prefixes of paths, globs, modules or classes).
 
     Raises:
         ConfigError: a pattern that matches nothing; names similar layers.
     """
-    if isinstance(patterns, str):
-        patterns = (patterns,)
+    patterns = paths_of(structure.captured.owner, given, option)
     names: set[str] = set()
     modules = {m for group in structure.groups for m in group.modules}
     every = {p.rpartition(".")[0] for p in structure.captured.names.values()} | set(
@@ -88,10 +90,10 @@ def held_by(structure: Structure, patterns: Sequence[str], option: str = "hold")
         hit = [
             g.name
             for g in structure.groups
-            if _matches(pattern, g.name)
-            or any(_matches(pattern, m) for m in (*g.modules, *(m.parameter for m in g.members)))
+            if matches(pattern, g.name)
+            or any(matches(pattern, m) for m in (*g.modules, *(m.parameter for m in g.members)))
         ]
-        if not hit and not any(_matches(pattern, path) for path in every):
+        if not hit and not any(matches(pattern, path) for path in every):
             near = difflib.get_close_matches(pattern, modules | set(g.name for g in structure.groups), 3)
             missing.append(f"{pattern!r}" + (f" (similar: {', '.join(near)})" if near else ""))
         names.update(hit)
@@ -100,10 +102,6 @@ def held_by(structure: Structure, patterns: Sequence[str], option: str = "hold")
             f"{option}: no layer or group matches {'; '.join(missing)}. `print(structure)` lists them."
         )
     return names
-
-
-def _matches(pattern: str, path: str) -> bool:
-    return path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern)
 
 
 def contained(structure: Structure, groups: Sequence[Group]) -> set[str]:
@@ -138,7 +136,8 @@ def find_families(
         multiple_of: what a group keeps is a multiple of this, or everything.
         options: how rows are combined, and how numbers are rounded.
     """
-    step = _step(multiple_of, options)
+    checked_multiple(multiple_of, options)
+    step = max(multiple_of, options.step)
     by_name = {g.name: g for g in structure.groups}
     least = _floors(structure, floors)
     done: set[str] = set()
@@ -162,18 +161,34 @@ def find_families(
         floor = max(least.get(g.name, 0.0) for g in groups)
         allowed = _allowed(groups, floor, step) if complete else (groups[0].row_size,)
         op = options.step_op if options.step > 1 else None
-        families.append(Family(groups, tuple(order), combined(worth, axis=0), allowed, op))
+        limit = _limit(groups, allowed, step, floor) if complete else "tied to what is held"
+        families.append(Family(groups, tuple(order), combined(worth, axis=0), allowed, op, limit))
     return families
 
 
-def _step(multiple_of: int, options: Options) -> int:
+def _limit(groups: tuple[Group, ...], allowed: tuple[int, ...], step: int, floor: float) -> str:
+    """The setting that leaves all of a family no number below half of its channels, if one does."""
+    if allowed[0] < groups[0].row_size / 2 or allowed[0] == 1:
+        return ""
+    return (
+        f"multiples of {step}"
+        if _allowed(groups, 0.0, step)[0] >= groups[0].row_size / 2
+        else f"a floor of {floor:.2g}"
+    )
+
+
+def checked_multiple(multiple_of: Any, options: Options = _DEFAULT) -> None:
+    """Refuse what is no multiple, or says the same as an option.
+
+    Raises:
+        ConfigError: it is.
+    """
     if not isinstance(multiple_of, int) or isinstance(multiple_of, bool) or multiple_of < 1:
         raise ConfigError(f"multiple_of must be a whole number of at least 1, got {multiple_of!r}")
     if multiple_of > 1 and options.step_size > 1:
         raise ConfigError(
             f"multiple_of={multiple_of} and step_size={options.step_size} say the same: give one of them"
         )
-    return max(multiple_of, options.step)
 
 
 def _tied(by_name: dict[str, Group], name: str, among: set[str]) -> set[str]:
@@ -198,14 +213,15 @@ def _may_vanish(groups: tuple[Group, ...]) -> bool:
     return len(groups) == 1 and groups[0].row_count == 1 and groups[0].row_size < SMALL
 
 
-def _floors(structure: Structure, floors: float | Mapping[str, float | int] | None) -> dict[str, float]:
-    """Group name -> least share that stays."""
+def checked_floors(floors: Any, structure: Structure | None = None) -> None:
+    """Refuse floors that are no shares or numbers, and with a structure, those of layers that it does not have.
+
+    Raises:
+        ConfigError: it has such.
+    """
     if floors is None:
-        return {g.name: 0.0 if _may_vanish((g,)) else DEFAULT_FLOOR for g in structure.groups}
-    if not isinstance(floors, Mapping):
-        floors = {"*": floors}
-    least: dict[str, float] = {}
-    for pattern, value in floors.items():
+        return
+    for pattern, value in (floors if isinstance(floors, Mapping) else {"*": floors}).items():
         good = (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or (
             isinstance(value, float) and 0 <= value <= 1
         )
@@ -213,14 +229,36 @@ def _floors(structure: Structure, floors: float | Mapping[str, float | int] | No
             raise ConfigError(
                 f"floor {value!r} for {pattern!r}: give a fraction from 0 to 1, or a whole number of channels"
             )
+        checked_patterns(pattern, "floors")
+        if structure is not None and pattern != "*":
+            _made_by(structure, pattern)
+
+
+def _floors(structure: Structure, floors: float | Mapping[str, float | int] | None) -> dict[str, float]:
+    """Group name -> least share that stays."""
+    if floors is None:
+        return {g.name: 0.0 if _may_vanish((g,)) else DEFAULT_FLOOR for g in structure.groups}
+    checked_floors(floors)
+    least: dict[str, float] = {}
+    for pattern, value in (floors if isinstance(floors, Mapping) else {"*": floors}).items():
         for group in structure.groups if pattern == "*" else _made_by(structure, pattern):
             share = value if isinstance(value, float) else min(1.0, value / group.size)
             least[group.name] = max(least.get(group.name, 0.0), float(share))
     return least
 
 
-def _made_by(structure: Structure, pattern: str) -> list[Group]:
+def _made_by(structure: Structure, given: Any) -> list[Group]:
     """Groups of that name, or made by a layer of that name; those that pass through it where it makes none."""
-    touched = held_by(structure, (pattern,), "floors")
-    made = [g for g in structure.groups if any(_matches(pattern, p) for p in (g.name, *g.producers))]
-    return made or [g for g in structure.groups if g.name in touched]
+    touched = held_by(structure, (given,), "floors")
+    return made_by(structure, paths_of(structure.captured.owner, (given,), "floors")) or [
+        g for g in structure.groups if g.name in touched
+    ]
+
+
+def made_by(structure: Structure, patterns: Sequence[str]) -> list[Group]:
+    """Groups of such names, or made by layers of such paths."""
+    return [
+        g
+        for g in structure.groups
+        if any(matches(p, name) for p in patterns for name in (g.name, *g.producers))
+    ]

@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 
 from prunus.allocation.budget import Choice, choice_of
-from prunus.allocation.families import Family, find_families
+from prunus.allocation.families import Family, find_families, made_by
 from prunus.criteria import Options
 from prunus.errors import ConfigError
+from prunus.patterns import paths_of
 from prunus.structure import Group, Structure
 
 
-def counts_of_ratios(structure: Structure, ratios: Mapping[str, Any]) -> dict[str, int]:
+def counts_of_ratios(structure: Structure, ratios: Mapping[Any, Any]) -> dict[str, int]:
     """Group name -> units that stay, from shares of removed filters per layer or group.
 
     Args:
         structure: the structure.
-        ratios: share that leaves, from 0 to below 1, by the name of a group, the path of a layer that makes it, or the node
-            where it is coupled. At least one channel (of every row) stays.
+        ratios: share that leaves, from 0 to below 1, by the name of a group, the path of a layer that makes it, the node
+            where it is coupled, a beginning of paths, a glob, a module, or a class of modules. At least one channel (of every row) stays.
 
     Raises:
         ConfigError: names or numbers that do not fit; all problems at once.
@@ -33,14 +34,15 @@ def counts_of_ratios(structure: Structure, ratios: Mapping[str, Any]) -> dict[st
     problems = []
     for name, ratio in ratios.items():
         try:
-            group = group_of(structure, name)
-            share = checked_ratio(ratio, name)
+            groups = groups_of(structure, name)
+            share = checked_ratio(ratio, str(name))
         except ConfigError as error:
             problems.append(str(error))
             continue
-        kept = max(1, round((1 - share) * group.row_size)) * group.row_count
-        if counts.setdefault(group.name, kept) != kept:
-            problems.append(f"{name}: its channels are those of {group.name!r}, which has another ratio")
+        for group in groups:
+            kept = max(1, round((1 - share) * group.row_size)) * group.row_count
+            if counts.setdefault(group.name, kept) != kept:
+                problems.append(f"{name}: its channels are those of {group.name!r}, which has another ratio")
     if problems:
         raise ConfigError("; ".join(problems))
     return counts
@@ -58,6 +60,20 @@ def checked_ratio(ratio: Any, name: str = "ratio") -> float:
             f"{name}: {ratio!r} is no share of removed filters, from 0 to below 1 (0.3 removes 30 %)"
         )
     return float(ratio)
+
+
+def groups_of(structure: Structure, name: Any) -> list[Group]:
+    """The group of a name (see `group_of`), or all groups that layers of a pattern, module or class make, as far as they can shrink.
+
+    Raises:
+        ConfigError: none.
+    """
+    paths = paths_of(structure.captured.owner, (name,), "ratio")
+    every = [g for g in structure.groups if not g.outer]
+    made = [g for g in made_by(structure, paths) if g.held is None and not g.outer]
+    if made and not any(name in (g.name, g.node, *g.producers) for g in every):
+        return made
+    return [group_of(structure, path) for path in paths]
 
 
 def group_of(structure: Structure, name: str) -> Group:

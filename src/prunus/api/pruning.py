@@ -13,18 +13,26 @@ import torch
 from torch import nn
 
 from prunus.allocation import Target
-from prunus.api.result import Result, reusable
+from prunus.api.result import Result
 from prunus.api.scores import Scores
-from prunus.capture import Captured, capture, scripted_paths, with_outputs
+from prunus.capture import (
+    Captured,
+    capture,
+    checked_outputs,
+    require_values,
+    scripted_paths,
+    with_outputs,
+)
 from prunus.capture.copying import copy_of
 from prunus.criteria import Options
-from prunus.decide import check, plan
+from prunus.decide import check, decided
 from prunus.errors import CaptureError
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
-from prunus.recovery import Checkpoint, Recovery, checked_steps
+from prunus.recovery import Checkpoint, Recovery, checked_checkpoint, checked_steps, require_whole
 from prunus.recovery import recover as repaired
 from prunus.report import build_report, errors_by_group
+from prunus.request import Problems, checked_flags, requested, settled
 from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_zero_biases, write_back
 
@@ -61,6 +69,10 @@ def analyze(
         CaptureError: the model cannot be exported, the inputs do not fit it, or its weights are not finite.
         StructureError: the graph cannot be followed.
     """
+    problems = Problems()
+    problems.of(checked_flags, keep_class=keep_class)
+    problems.of(checked_outputs, outputs)
+    problems.settle()
     return structure_of(with_outputs(capture(model, example_inputs), outputs), keep_class)
 
 
@@ -94,6 +106,7 @@ def execute(
     `scores` are told of every step; `checkpoint` remembers the repair.
     """
     check(structure, plan)
+    require_values(structure.captured.tensors, structure.captured.names)
     keep = structure.keep_labels(plan.keep)
     small = cut(structure, keep)
     module = lift(small)
@@ -232,11 +245,11 @@ def compress(
     *,
     method: Any = None,
     target: Target | None = None,
-    ratio: float | Mapping[str, float] | None = None,
+    ratio: float | Mapping[Any, float] | None = None,
     table: LayerTable | None = None,
     allocation: str | None = None,
     options: Options | None = None,
-    hold: Sequence[str] = (),
+    hold: Any = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
     keep_class: bool = False,
@@ -264,7 +277,7 @@ def compress(
         target, ratio, table, allocation, options, hold, floors, multiple_of, seed, loss, progress: see `plan`.
         keep_class, outputs: see `analyze`.
         verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
-        data: an iterable of batches like the example inputs, see `plan`; used by methods that look at data, and for the
+        data: batches like the example inputs, in any of the forms that `plan` lists; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
         recover, allow_bias: the steps of the repair, and whether it may give biases to layers, see `apply`.
         evaluate: a function from a model to a number, such as an accuracy, that is called after each step, see `apply`.
@@ -284,16 +297,11 @@ def compress(
         >>> result.model[0].out_features
         8
     """
-    data, steps = reusable(data), checked_steps(recover)
-    scores = None if evaluate is None else Scores(evaluate)
-    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs)
-    if scores:
-        scores.original(structure.captured)  # what it raises, it raises before the work
     if method is None:
         method = "l2" if data is None or isinstance(data, Evidence) else "obs"
-    noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, data)
-    made = plan(
-        structure,
+    problems = Problems()
+    request = requested(
+        problems,
         method=method,
         target=target,
         ratio=ratio,
@@ -304,10 +312,34 @@ def compress(
         floors=floors,
         multiple_of=multiple_of,
         seed=seed,
-        data=noted.evidence(structure, method, loss, progress) if noted else data,
+        data=data,
         loss=loss,
         progress=progress,
     )
+    problems.of(
+        checked_flags,
+        keep_class=keep_class,
+        verify=verify,
+        measure_latency=measure_latency,
+        allow_bias=allow_bias,
+    )
+    problems.of(checked_outputs, outputs)
+    steps = problems.of(checked_steps, recover)
+    scores = problems.of(Scores, evaluate) if evaluate is not None else None
+    problems.of(checked_checkpoint, checkpoint, data)
+    problems.settle()
+    data = request.data
+    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs)
+    if data is not None and not isinstance(data, Evidence) and steps:
+        require_whole(structure.captured)
+    wanted = settled(structure, request, ahead=bool(steps) or scores is not None)
+    if scores:
+        scores.original(structure.captured)  # what it raises, it raises before the work
+    noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, data)
+    if noted:
+        seen = noted.evidence(structure, method, loss, progress)
+        wanted = dataclasses.replace(wanted, request=dataclasses.replace(request, data=seen))
+    made = decided(structure, wanted)
     batches = None if isinstance(data, Evidence) else data  # sums cannot be repaired on
     result = execute(
         structure,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from prunus.allocation import Target
-from prunus.api.result import Result, after, reusable
-from prunus.capture import Captured, architecture_hash, capture
+from prunus.api.result import Result, after
+from prunus.capture import Captured, architecture_hash, capture, require_values
 from prunus.decomposition.align import with_names_of
 from prunus.decomposition.decide import Work
 from prunus.decomposition.request import requested
@@ -18,10 +18,14 @@ from prunus.decomposition.run import Outcome, decided, entries, executed
 from prunus.decomposition.table import RankTable
 from prunus.describe import describe
 from prunus.errors import CaptureError, StructureError
+from prunus.evidence import as_data
+from prunus.evidence.batches import require_fitting
+from prunus.patterns import checked_patterns
 from prunus.plan import Plan
 from prunus.recovery import Recovery, checked_steps
 from prunus.recovery import recover as fitted_to
 from prunus.report.decomposed import decomposition_report
+from prunus.request import Problems, checked_flags
 from prunus.structure import find_structure
 from prunus.surgery import lift
 
@@ -37,7 +41,7 @@ def decompose(
     ranks: Any = None,
     table: RankTable | None = None,
     data: Any = None,
-    hold: Sequence[str] = (),
+    hold: Any = (),
     multiple_of: int = 1,
     floor: int | float = 1,
     correct_bias: bool = True,
@@ -60,9 +64,9 @@ def decompose(
         ranks: `EVBMF()` or `Energy(0.95)` of `prunus.decomposition`, or ranks per layer: `{"conv1": [8, 16], "fc": 10}`. Ranks
             are those of one group, for convolutions with groups.
         table: from `prunus.decomposition.rank_table`, edited.
-        data: calibration batches like the example inputs, without labels; they are read several times. With it,
+        data: calibration data in any of the forms that `plan` lists, without labels; it is read several times. With it,
             errors count at the layers' outputs; without, in the weights.
-        hold: layers that are never touched: paths, prefixes of paths or globs.
+        hold: layers that are never touched, see `plan`.
         multiple_of: estimated and chosen ranks are multiples of this, or full.
         floor: smallest rank, as a number or a share (a float) of the full one, where ranks are not given.
         correct_bias: with data, the bias takes up the mean of what is lost; a layer without one gets one.
@@ -89,8 +93,12 @@ def decompose(
           (1): Linear(in_features=8, out_features=64, bias=True)
         )
     """
-    request = requested(method, target, ranks, table, multiple_of, floor, correct_bias)
-    data, steps = reusable(data), checked_steps(recover)
+    problems = Problems()
+    request = problems.of(requested, method, target, ranks, table, multiple_of, floor, correct_bias)
+    problems.of(checked_flags, correct_bias=correct_bias, measure_latency=measure_latency)
+    hold = problems.of(checked_patterns, hold, "hold")
+    data, steps = problems.of(as_data, data), problems.of(checked_steps, recover)
+    problems.settle()
     earlier = model if isinstance(model, Result) else None
     source: Any = model
     if earlier is not None:
@@ -104,6 +112,8 @@ def decompose(
         )
     if captured.model is None:
         captured = capture(lift(captured), captured.example)
+    require_values(captured.tensors, captured.names)
+    require_fitting(captured, data)
     work, chosen = decided(captured, request, data, hold)
     made = Plan(
         architecture=architecture_hash(captured),

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from prunus.api.pruning import execute, structure_of
 from prunus.api.replacing import replaced
-from prunus.api.result import Result, after, reusable
+from prunus.api.result import Result, after
 from prunus.api.scores import Scores
 from prunus.capture import architecture_hash, capture, with_outputs
+from prunus.decide import FOLLOWING
 from prunus.decomposition.run import of_plan
 from prunus.describe import rebuild
 from prunus.errors import PlanError
+from prunus.evidence import as_data
+from prunus.evidence.batches import require_fitting
 from prunus.plan import Plan
-from prunus.recovery import checked_steps
+from prunus.recovery import checked_steps, require_whole
+from prunus.request import Problems, checked_flags
 
 __all__ = ["apply"]
 
 
 def apply(
     model: Any,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     example_inputs: Any = None,
     verify: bool = True,
@@ -39,7 +45,7 @@ def apply(
 
     Args:
         model: the model that the plan was made for, or a fresh one of the same architecture with any weights.
-        plan: from `prunus.plan`, a file, or another compression.
+        plan: from `prunus.plan` or another compression, or the path of a plan.json or of a folder that prunus has written.
         example_inputs: only needed where the plan cannot describe them.
         verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
             where the labels that are left do not settle that all operands fit.
@@ -61,12 +67,16 @@ def apply(
         PlanError: the plan is for another architecture, or breaks a constraint.
         SurgeryError, VerificationError: a defect of prunus; nothing is handed back.
     """
-    data, steps = reusable(data), checked_steps(recover)
-    scores = None if evaluate is None else Scores(evaluate)
-    one_step = plan.then is None and not plan.layers
+    problems = Problems()
+    made: Plan = problems.of(plan_of, plan)
+    problems.of(checked_flags, verify=verify, measure_latency=measure_latency, allow_bias=allow_bias)
+    data, steps = problems.of(as_data, data), problems.of(checked_steps, recover)
+    scores = problems.of(Scores, evaluate) if evaluate is not None else None
+    problems.settle()
+    one_step = made.then is None and not made.layers
     how = _How(verify, measure_latency, data, steps, allow_bias, scores)
-    result = _applied(model, plan, example_inputs, how, each_step=one_step)
-    following = plan.then
+    result = _applied(model, made, example_inputs, how, each_step=one_step)
+    following = made.then
     while following is not None:
         alone = dataclasses.replace(following, then=None)
         result = after(result, _applied(result.model, alone, None, how))
@@ -76,6 +86,22 @@ def apply(
         report = dataclasses.replace(result.report, evaluation=dict(scores.values))
         result = dataclasses.replace(result, report=report)
     return result
+
+
+def plan_of(given: Any) -> Plan:
+    """The plan itself, or the one in a file or in a saved result.
+
+    Raises:
+        PlanError: there is none, or it cannot be read.
+    """
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, Result):
+        return given.plan
+    if isinstance(given, str | os.PathLike):
+        path = Path(given)
+        return Plan.load(path / "plan.json" if path.is_dir() else path)
+    raise PlanError(f"the plan is a {type(given).__name__}: pass a prunus.Plan, or the path of a plan.json")
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,10 @@ def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How, each_step: 
         else None
     )
     captured = with_outputs(capture(model, inputs), plan.outputs)
+    if how.data is not None and how.steps:
+        if not plan.layers:
+            require_whole(captured)
+        require_fitting(captured, how.data)
     if how.scores:
         how.scores.original(captured)
     plan = dataclasses.replace(plan, then=None)
@@ -109,6 +139,8 @@ def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How, each_step: 
     if plan.groups:
         raise PlanError("one plan both removes channels and replaces layers: put the second into its `then`")
     if plan.architecture != architecture_hash(captured):
-        raise PlanError("this plan was made for another architecture. Make a new one with prunus.decompose.")
+        raise PlanError(
+            f"this plan was made for another architecture. Make a new one with prunus.decompose.{FOLLOWING}"
+        )
     work, ranks, biases = of_plan(captured, plan.layers)
     return replaced(captured, work, ranks, how.data, plan, biases=biases, measure_latency=how.measure_latency)

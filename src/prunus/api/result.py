@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,7 +15,7 @@ from prunus.report import Report
 from prunus.report.replaced import joined
 from prunus.structure import Structure
 
-__all__ = ["Result", "after", "reusable"]
+__all__ = ["Result", "after"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +51,3 @@ def after(first: Result, second: Result) -> Result:
     return dataclasses.replace(
         second, plan=plan, report=joined(first.report, second.report), structure=first.structure
     )
-
-
-def reusable(data: Any) -> Any:
-    """Data that can be gone through several times: what a generator yields is kept."""
-    return list(data) if isinstance(data, Iterator) else data

@@ -3,20 +3,22 @@
 from prunus.capture.captured import Captured
 from prunus.capture.examples import unreached
 from prunus.capture.hashing import architecture_hash
+from prunus.capture.kinds import require_values
 from prunus.capture.parts import Partial
 from prunus.capture.scripted import scripted_paths
 from prunus.capture.sizes import concrete, size_of
 from prunus.capture.source import capture
-from prunus.capture.wanted import output_paths, output_problems, with_outputs
+from prunus.capture.wanted import checked_outputs, output_paths, with_outputs
 
 __all__ = [
     "Captured",
     "Partial",
     "architecture_hash",
     "capture",
+    "checked_outputs",
     "concrete",
     "output_paths",
-    "output_problems",
+    "require_values",
     "scripted_paths",
     "size_of",
     "unreached",

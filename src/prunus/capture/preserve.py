@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["buffers_kept", "forget_caches", "left_as_found"]
+__all__ = ["buffers_kept", "forget_caches", "left_as_found", "random_state_kept"]
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     """
     modules = [(module, dict(module.__dict__), _containers(module)) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with _random_state_kept():
+    with random_state_kept():
         try:
             for module, _, _ in modules:
                 module.training = False
@@ -101,7 +101,8 @@ def _identities(container: Any) -> list[tuple[int, ...]]:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
+    """Undo what the block draws at random, also where it raises."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import describe_inputs, with_batch
@@ -14,6 +13,8 @@ from prunus.capture.captured import Captured
 from prunus.capture.diagnose import first_line
 from prunus.capture.examples import alike, require_running, several_hint
 from prunus.capture.export import Export, NotExportableError, export_module
+from prunus.capture.kinds import on_the_device_of, require_ordinary
+from prunus.capture.operands import require_operands, require_samples
 from prunus.capture.partial import capture_parts
 from prunus.capture.preserve import forget_caches, left_as_found
 from prunus.capture.program import captured_from
@@ -64,18 +65,16 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
         )
     example, *others = as_examples(example_inputs)
     model = without_scripts(model)
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise CaptureError(
-            f"{lazy[0]} has no shape yet, because its module is lazy. Run model(...) once on real inputs "
-            "first."
-        )
+    require_ordinary(model)
+    require_samples(example)
+    example = on_the_device_of(model, example)
     with left_as_found(model):
         try:
             export = export_module(model, example)
             if forget_caches(model, export.program.constants.values()):
                 export = _second(model, example, export)
             captured = captured_from(export.program, model, example, export.run_inputs)
+            require_operands(model, captured.graph, example)
         except NotExportableError as error:
             require_running(model, others)
             return _capture_parts(model, [example, *others], error)

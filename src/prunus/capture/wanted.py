@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.captured import Captured
 from prunus.errors import ConfigError
+from prunus.patterns import matches
 
-__all__ = ["STATES", "output_paths", "output_problems", "with_outputs"]
+__all__ = ["STATES", "checked_outputs", "output_paths", "with_outputs"]
 
 STATES = ("keep", "free", "drop")
 
@@ -36,15 +36,19 @@ def _key(key: Any) -> str:
     return str(key)
 
 
-def output_problems(outputs: Any) -> list[str]:
-    """What is wrong with a request, as far as can be told without the model."""
+def checked_outputs(outputs: Any) -> None:
+    """Refuse a request that makes no sense, as far as can be told without the model.
+
+    Raises:
+        ConfigError: names all places and words that are none.
+    """
     if outputs is None or isinstance(outputs, str):
         outputs = {"*": outputs or "keep"}
     if not isinstance(outputs, Mapping):
-        return [
+        raise ConfigError(
             f"outputs is a {type(outputs).__name__}: pass {{'1': 'free'}} or {{'aux': 'drop'}}, or one word for all outputs"
-        ]
-    return [
+        )
+    problems = [
         f"outputs[{key!r}] is {state!r}: say one of {', '.join(map(repr, STATES))}"
         for key, state in outputs.items()
         if not isinstance(state, str) or state not in STATES
@@ -53,6 +57,8 @@ def output_problems(outputs: Any) -> list[str]:
         for key in outputs
         if not isinstance(key, str | int) or isinstance(key, bool)
     ]
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def with_outputs(captured: Captured, outputs: Mapping[str, str] | str | None) -> Captured:
@@ -66,8 +72,7 @@ def with_outputs(captured: Captured, outputs: Mapping[str, str] | str | None) ->
     Raises:
         ConfigError: no such output, no such word, nothing left to return, or a model that is captured in parts.
     """
-    if problems := output_problems(outputs):
-        raise ConfigError("; ".join(problems))
+    checked_outputs(outputs)
     if not outputs:
         return captured
     if captured.partial is not None:
@@ -91,7 +96,7 @@ def _states(paths: list[str], asked: Mapping[str, str]) -> tuple[str, ...]:
     states = ["keep"] * len(paths)
     missing = []
     for pattern, state in asked.items():
-        hit = [i for i, path in enumerate(paths) if _matches(pattern, path)]
+        hit = [i for i, path in enumerate(paths) if matches(pattern, path)]
         for i in hit:
             states[i] = state
         if not hit:
@@ -103,10 +108,6 @@ def _states(paths: list[str], asked: Mapping[str, str]) -> tuple[str, ...]:
             f"outputs: the model returns nothing called {', '.join(missing)}; it returns {known}"
         )
     return tuple(states)
-
-
-def _matches(pattern: str, path: str) -> bool:
-    return path == pattern or path.startswith(f"{pattern}.") or fnmatchcase(path, pattern)
 
 
 def _without(captured: Captured, dropped: list[bool]) -> Captured:

@@ -92,7 +92,7 @@ def compress(
             keep_class=keep_class,
             outputs=options.outputs_of(free, drop),
         )
-    given = wanted.batches(structure)
+    given = wanted.batches()
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)
     made = wanted.plan(structure, noted)
     batches = given if recover else None

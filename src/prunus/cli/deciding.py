@@ -7,9 +7,9 @@ from typing import Any
 import typer
 
 from prunus.cli import options
-from prunus.cli.data import FileData
 from prunus.cli.progress import watched
 from prunus.criteria import Options
+from prunus.evidence.files import FileData
 from prunus.plan import Plan
 from prunus.recovery import Checkpoint
 from prunus.structure import LayerTable, Structure
@@ -53,7 +53,7 @@ class Wanted:
         """
         from prunus.decide import plan
 
-        data = self.batches(structure)
+        data = self.batches()
         method = options.method_of(self.method or ("l2" if data is None else "obs"), self.seed)
         with watched("Deciding what stays") as progress:
             return plan(
@@ -69,13 +69,13 @@ class Wanted:
                 **self.goal,
             )
 
-    def batches(self, structure: Structure) -> FileData | None:
+    def batches(self) -> FileData | None:
         """The calibration data, if there is any.
 
         Raises:
             SourceError: it cannot be read.
         """
-        return None if self.data is None else FileData(self.data, structure.captured, self.batch)
+        return None if self.data is None else FileData(self.data, self.batch)
 
 
 def goal_of(

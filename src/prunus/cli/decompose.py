@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from prunus.cli import options
-from prunus.cli.data import FileData
 from prunus.cli.progress import step
 from prunus.cli.results import save_result
 from prunus.cli.sources import note_random_weights, open_source
 from prunus.errors import ConfigError
+from prunus.evidence.files import FileData
 
 __all__ = ["decompose"]
 
@@ -103,7 +103,11 @@ def decompose(
         raise ConfigError(f"{layers} exists already. Choose another file, or pass --overwrite.")
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
-    shared = {"method": methods, "data": _batches(data, opened, batch_size), "hold": hold or ()}
+    shared = {
+        "method": methods,
+        "data": None if data is None else FileData(data, batch_size),
+        "hold": hold or (),
+    }
     if layers is not None:
         with step("Looking at the layers"):
             table = rank_table(opened.model, opened.example_inputs, **goal, **shared)
@@ -157,11 +161,3 @@ def _goal(
             param_hint="target",
         )
     return rules[given[0]] if given[0] in rules else {"target": options.target_of(None, params, macs, size)}
-
-
-def _batches(data: Path | None, opened: Any, batch_size: int) -> FileData | None:
-    if data is None:
-        return None
-    from prunus.capture import capture
-
-    return FileData(data, capture(opened.model, opened.example_inputs), batch_size)

@@ -4,7 +4,7 @@ from prunus.criteria.base import CRITERIA, Criterion, GroupView, MemberView, as_
 from prunus.criteria.batch_norm_scale import BatchNormScale
 from prunus.criteria.by_index import ByIndex
 from prunus.criteria.flap import FLAP
-from prunus.criteria.gathering import gather, needs_of
+from prunus.criteria.gathering import gather, needs_of, require_data
 from prunus.criteria.geometric_median import GeometricMedian
 from prunus.criteria.hrank import HRank
 from prunus.criteria.magnitude import L1Norm, L2Norm, Random, check_scores
@@ -42,5 +42,6 @@ __all__ = [
     "gather",
     "needs_of",
     "register",
+    "require_data",
     "score_groups",
 ]

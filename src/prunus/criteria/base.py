@@ -96,6 +96,10 @@ CRITERIA: dict[str, Callable[[], Criterion]] = {}
 
 def register(name: str) -> Callable[[type], type]:
     """Register a criterion class under the name by which the command line and `method="..."` know it."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"a criterion is registered under a name, not {name!r}: @register_criterion('mine')"
+        )
 
     def add(cls: type) -> type:
         if name in CRITERIA:

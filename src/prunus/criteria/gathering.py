@@ -10,7 +10,7 @@ from prunus.errors import ConfigError
 from prunus.evidence import Evidence, Need, Progress, collect, wanted
 from prunus.structure import Group, Structure
 
-__all__ = ["gather", "needs_of"]
+__all__ = ["gather", "needs_of", "require_data"]
 
 
 def needs_of(criterion: Any) -> tuple[Need, ...]:
@@ -43,11 +43,26 @@ def gather(
         ConfigError: data or a loss is missing, or does not fit.
     """
     needs = needs_of(criterion)
-    sums = wanted(structure, needs, groups)
+    sums = require_data(structure, criterion, groups, data)
     products = {need.key for need in needs if need.where == "product"}
     multiplied = {group for key, group in sums if key in products}
+    if not sums or isinstance(data, Evidence):
+        return data if sums else None, multiplied
+    return collect(structure, needs, data, groups=groups, loss=loss, progress=progress), multiplied
+
+
+def require_data(
+    structure: Structure, criterion: Any, groups: Sequence[Group], data: Any
+) -> set[tuple[str, str]]:
+    """(key, group) of all sums that a criterion asks for these groups; there are data where there are any.
+
+    Raises:
+        ConfigError: data is missing, or evidence that does not fit.
+    """
+    needs = needs_of(criterion)
+    sums = wanted(structure, needs, groups)
     if not sums:
-        return None, multiplied
+        return sums
     name = getattr(criterion, "name", type(criterion).__name__)
     if data is None:
         count = len({group for _, group in sums})
@@ -56,12 +71,8 @@ def gather(
             f"{name} needs data to score {count} of {len(groups)} groups: pass data=, an iterable of batches like the example "
             f"inputs{labels}; or use a method that looks at weights alone, such as 'l2'"
         )
-    if loss is not None and not callable(loss):
-        raise ConfigError(
-            f"loss must be a function (outputs, batch) -> scalar tensor, got {type(loss).__name__}"
-        )
     if not isinstance(data, Evidence):
-        return collect(structure, needs, data, groups=groups, loss=loss, progress=progress), multiplied
+        return sums
     if data.architecture != architecture_hash(structure.captured):
         raise ConfigError("this evidence was collected on another architecture: collect it again")
     missing = sorted({key for key, group in sums if not data.has(key, group)})
@@ -69,4 +80,4 @@ def gather(
         raise ConfigError(
             f"this evidence lacks what {name} needs ({', '.join(missing)}): collect it with needs={name}.needs for all groups"
         )
-    return data, multiplied
+    return sums

@@ -98,6 +98,8 @@ def check_scores(scores: object, group: GroupView, method: str) -> Tensor:
         raise PlanError(
             f"{method} must return a tensor of shape ({group.size},) for group {group.name!r}, one score per unit; got {got}"
         )
+    if scores.is_complex():
+        raise PlanError(f"{method} gave complex scores for group {group.name!r}: real numbers can be ranked")
     scores = scores.detach().double().cpu()
     if not bool(torch.isfinite(scores).all()):
         count = int((~torch.isfinite(scores)).sum())

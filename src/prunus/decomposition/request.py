@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ from prunus.decomposition.sites import find_sites
 from prunus.decomposition.table import RankTable
 from prunus.decomposition.watch import attributes_read
 from prunus.errors import ConfigError
+from prunus.patterns import checked_patterns, matches, paths_of
+from prunus.request import checked_target
 
 __all__ = ["checked_ranks", "held_layers", "requested"]
 
@@ -44,8 +45,8 @@ def requested(
     if len(named) != 1:
         said = " and ".join(named) or "none"
         raise ConfigError(f"give exactly one of target=prunus.Target(macs=0.5), ranks and table; got {said}")
-    if target is not None and not isinstance(target, Target):
-        raise ConfigError(f"target must be a prunus.Target, got {type(target).__name__}")
+    if target is not None and checked_target(target).unit == "channels":
+        raise ConfigError("decomposition keeps all channels: set a target for macs, params or size_bytes")
     if table is not None and not isinstance(table, RankTable):
         raise ConfigError(f"table must be a table of ranks, got {type(table).__name__}")
     if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
@@ -67,7 +68,7 @@ def requested(
     return Request(methods, goal, multiple_of, floor, bool(correct_bias))
 
 
-def held_layers(captured: Captured, hold: Sequence[str]) -> dict[str, str]:
+def held_layers(captured: Captured, hold: Sequence[Any]) -> dict[str, str]:
     """Layers that must not be touched: by the user's wish, or because the model's code reads their attributes.
 
     Raises:
@@ -75,14 +76,14 @@ def held_layers(captured: Captured, hold: Sequence[str]) -> dict[str, str]:
     """
     model = captured.model
     assert model is not None
-    patterns = (hold,) if isinstance(hold, str) else tuple(hold)
+    patterns = paths_of(model, checked_patterns(hold, "hold"), "hold")
     paths = [path for path, _ in model.named_modules()]
-    missing = [pattern for pattern in patterns if not any(_matches(pattern, path) for path in paths)]
+    missing = [pattern for pattern in patterns if not any(matches(pattern, path) for path in paths)]
     if missing:
         near = difflib.get_close_matches(missing[0], paths, 3)
         similar = f"; similar: {', '.join(near)}" if near else ""
         raise ConfigError(f"hold: no layer matches {', '.join(map(repr, missing))}{similar}")
-    held = {path: "is held, as asked" for path in paths if any(_matches(p, path) for p in patterns)}
+    held = {path: "is held, as asked" for path in paths if any(matches(p, path) for p in patterns)}
     sites, _ = find_sites(captured)
     inputs = captured.run_inputs
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs.args, inputs.kwargs))
@@ -90,10 +91,6 @@ def held_layers(captured: Captured, hold: Sequence[str]) -> dict[str, str]:
         with attributes_read(model, sites) as read:
             model(*args, **kwargs)
     return {**{path: f"its {said} is read by the model's code" for path, said in read.items()}, **held}
-
-
-def _matches(pattern: str, path: str) -> bool:
-    return path == pattern or path.startswith(f"{pattern}.") or fnmatch.fnmatchcase(path, pattern)
 
 
 def checked_ranks(work: Work, request: Request) -> Request:

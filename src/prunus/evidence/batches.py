@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunus.capture import Captured
+from prunus.capture.preserve import random_state_kept
 from prunus.capture.sizes import is_symbolic
 from prunus.errors import ConfigError
+from prunus.evidence.files import LABELS, Arrays
+from prunus.evidence.forms import FORMS, batches_of
+from prunus.evidence.store import Evidence
 from prunus.inputs import Inputs
 
-__all__ = ["CHUNK", "Batch", "checked_batches", "length_of"]
-
-CHUNK = 32  # samples at a time, where all of them come as one tensor
-_FORMS = "batches of what the model takes: tensors, tuples, dictionaries or prunus.Inputs"
+__all__ = ["Batch", "checked_batches", "require_fitting"]
 
 
 @dataclass(frozen=True)
@@ -38,68 +41,24 @@ class Batch:
     samples: int
 
 
-def length_of(data: Any) -> int | None:
-    """How many batches there are, where that can be known."""
-    if isinstance(data, Tensor | Mapping | Inputs):
-        size = _size(data)
-        return -(-size // CHUNK) if size else None
-    try:
-        return len(data)
-    except TypeError:
-        return None
-
-
 def checked_batches(captured: Captured, data: Any) -> Iterator[Batch]:
     """The batches, each checked against the inputs that the model was captured with.
 
     Args:
         captured: the model.
-        data: an iterable of batches; or one tensor, dictionary or `Inputs` of all samples, which is cut into batches.
+        data: in any of the forms that `as_data` takes.
 
     Raises:
         ConfigError: no batches at all, another shape, type or structure than the inputs, NaN or infinite numbers; names the
             batch.
     """
     count = 0
-    for number, given in enumerate(_iterator(data)):
+    for number, given in enumerate(batches_of(data)):
         batch = _checked(captured, given, number)
         count += 1
         yield batch
     if not count:
-        raise ConfigError(f"data is empty: pass {_FORMS}, like the example inputs")
-
-
-def _iterator(data: Any) -> Iterator[Any]:
-    if isinstance(data, Tensor | Mapping | Inputs):
-        return _cut(data)
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-        raise ConfigError(f"data is a {type(data).__name__}: pass an iterable of {_FORMS}")
-    return iter(data)
-
-
-def _size(data: Tensor | Mapping | Inputs) -> int:
-    leaves = pytree.tree_leaves((data.args, data.kwargs) if isinstance(data, Inputs) else _plain(data))
-    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
-    return int(sizes[0]) if sizes else 0
-
-
-def _plain(data: Any) -> Any:
-    return dict(data) if isinstance(data, Mapping) else data
-
-
-def _cut(data: Any) -> Iterator[Any]:
-    size = _size(data)
-
-    def part(start: int) -> Any:
-        def sliced(leaf: Any) -> Any:
-            matches = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
-            return leaf[start : start + CHUNK] if matches else leaf
-
-        if isinstance(data, Inputs):
-            return Inputs(*pytree.tree_map(sliced, (data.args, data.kwargs)))
-        return pytree.tree_map(sliced, _plain(data))
-
-    return (part(start) for start in range(0, size, CHUNK))
+        raise ConfigError(f"data is empty: pass {FORMS}, like the example inputs")
 
 
 def _checked(captured: Captured, given: Any, number: int) -> Batch:
@@ -109,7 +68,7 @@ def _checked(captured: Captured, given: Any, number: int) -> Batch:
     if len(leaves) != len(captured.inputs):
         raise ConfigError(
             f"{where} has {len(leaves)} values where the model was captured with {len(captured.inputs)} "
-            f"({spec} instead of {captured.in_spec}): pass {_FORMS}, like the example inputs"
+            f"({spec} instead of {captured.in_spec}): pass {FORMS}, like the example inputs"
         )
     wanted = pytree.tree_leaves((captured.run_inputs.args, captured.run_inputs.kwargs))
     nodes = {node.name: node for node in captured.graph.nodes if node.op == "placeholder"}
@@ -121,6 +80,18 @@ def _checked(captured: Captured, given: Any, number: int) -> Batch:
     return Batch(tuple(checked), given, extras, _samples(nodes, captured, checked))
 
 
+def require_fitting(captured: Captured, data: Any) -> None:
+    """Compare the first batch with the model's inputs, without taking it from the data.
+
+    Raises:
+        ConfigError: see `checked_batches`.
+    """
+    if data is None or isinstance(data, Evidence):
+        return
+    with random_state_kept():  # what shuffles draws as if nobody had looked
+        next(checked_batches(captured, data))
+
+
 def _fitted(
     captured: Captured, given: Any, where: str
 ) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
@@ -128,28 +99,51 @@ def _fitted(
     like = captured.run_inputs
     if isinstance(given, Inputs):
         return given.args, _ordered(given.kwargs, like.kwargs, where)[0], ()
-    if isinstance(given, Tensor):
-        return (given,), {}, ()
     if isinstance(given, Mapping):
-        if like.args:
-            raise ConfigError(
-                f"{where} is a dictionary, but the model was captured with {len(like.args)} positional arguments: "
-                "pass tensors or tuples, or prunus.Inputs"
-            )
-        kwargs, extras = _ordered(given, like.kwargs, where)
-        return (), kwargs, extras
-    if isinstance(given, tuple | list):
-        if like.kwargs and not like.args and given and isinstance(given[0], Mapping):
+        return _by_name(captured, given, where)
+    if isinstance(given, Tensor | np.ndarray):
+        given = (given,)
+    if not isinstance(given, tuple | list):
+        raise ConfigError(f"{where} is a {type(given).__name__}: pass {FORMS}")
+    if like.kwargs and not like.args:
+        if given and isinstance(given[0], Mapping):
             kwargs, extras = _ordered(given[0], like.kwargs, where)
             return (), kwargs, (*extras, *given[1:])
-        count = len(like.args)
-        if len(given) < count or like.kwargs:
-            raise ConfigError(
-                f"{where} has {len(given)} values; the model was captured with {count} positional arguments"
-                + (f" and the keywords {', '.join(like.kwargs)}: pass prunus.Inputs" if like.kwargs else "")
-            )
-        return tuple(given[:count]), {}, tuple(given[count:])
-    raise ConfigError(f"{where} is a {type(given).__name__}: pass {_FORMS}")
+        if len(given) >= len(like.kwargs):
+            kwargs = dict(zip(like.kwargs, given, strict=False))
+            return (), kwargs, tuple(given[len(kwargs) :])
+    count = len(like.args)
+    if len(given) < count or like.kwargs:
+        raise ConfigError(
+            f"{where} has {len(given)} values; the model was captured with {count} positional arguments"
+            + (f" and the keywords {', '.join(like.kwargs)}: pass prunus.Inputs" if like.kwargs else "")
+        )
+    return tuple(given[:count]), {}, tuple(given[count:])
+
+
+def _by_name(
+    captured: Captured, given: Mapping[str, Any], where: str
+) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
+    """What a dictionary holds, by the names of the forward's arguments."""
+    like, names = captured.run_inputs, _positional(captured)
+    if isinstance(given, Arrays) and not like.kwargs and not set(names) <= set(given):
+        arrays = [array for name, array in given.items() if name != LABELS]
+        return _fitted(captured, (*arrays, *([given[LABELS]] if LABELS in given else [])), where)
+    if len(names) == 1 and isinstance(like.args[0], Mapping) and names[0] not in given:
+        return (given,), {}, ()  # a dictionary is the only argument
+    named, extras = _ordered(given, dict.fromkeys([*names, *like.kwargs]), where)
+    return tuple(named[name] for name in names), {name: named[name] for name in like.kwargs}, extras
+
+
+def _positional(captured: Captured) -> list[str]:
+    """Names of the arguments that the model was captured with by position; those of the graph where no code has names."""
+    count = len(captured.run_inputs.args)
+    owner = captured.owner
+    known = list(inspect.signature(owner.forward).parameters.values()) if owner is not None else []
+    named = [p.name for p in known[:count] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if len(named) == count:
+        return named
+    return list(captured.inputs[:count])
 
 
 def _ordered(given: Mapping, like: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -169,6 +163,8 @@ def _leaf(expected: Any, leaf: Any, like: Any, where: str) -> Any:
                 f"{where} is {leaf!r}; the model was captured with {like!r}, and holds for that alone"
             )
         return leaf
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.as_tensor(leaf)
     if not isinstance(leaf, Tensor):
         raise ConfigError(f"{where} is a {type(leaf).__name__}, not a tensor")
     sizes = list(expected.shape) if isinstance(expected, Tensor) else list(like.shape)

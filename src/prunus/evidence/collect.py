@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 from prunus.capture import architecture_hash
 from prunus.errors import ConfigError
 from prunus.evidence.arrange import Blocks, arrangement, blocks
-from prunus.evidence.batches import Batch, checked_batches, length_of
+from prunus.evidence.batches import Batch, checked_batches
 from prunus.evidence.effects import Effects, Job, by_unit
+from prunus.evidence.forms import length_of
 from prunus.evidence.interpret import Pass, ancestors
 from prunus.evidence.losses import loss_of
 from prunus.evidence.needs import Need
@@ -82,8 +83,8 @@ def collect(
     Args:
         structure: from `prunus.analyze`.
         needs: what criteria ask for: `criterion.needs`.
-        data: an iterable of batches, each a tensor, tuple, dictionary or `prunus.Inputs` like the example inputs; what a batch
-            has beyond them counts as labels. One tensor, dictionary or `Inputs` of all samples is cut into batches.
+        data: batches, each a tensor, array, tuple, dictionary or `prunus.Inputs` like the example inputs; what a batch
+            has beyond them counts as labels. In any of the forms that `prunus.plan` takes.
         groups: those that are asked for; by default all that can be pruned.
         loss: `(outputs, batch) -> scalar`, averaged over the batch, for criteria that use gradients. By default the
             cross-entropy of the outputs with the integer labels in the batches.

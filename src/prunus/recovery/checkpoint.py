@@ -22,12 +22,31 @@ from prunus.capture import Captured, architecture_hash
 from prunus.criteria import as_criterion, needs_of
 from prunus.errors import ConfigError
 from prunus.evidence import Evidence, Progress, collect
+from prunus.evidence.forms import batches_of
 from prunus.inputs import Inputs
 from prunus.recovery.outcome import Repair
 from prunus.recovery.pair import Pair
 from prunus.structure import Structure
 
-__all__ = ["Checkpoint", "Finished"]
+__all__ = ["Checkpoint", "Finished", "checked_checkpoint"]
+
+
+def checked_checkpoint(folder: Any, data: Any) -> None:
+    """Refuse a folder that cannot be one, and one for which there is nothing to note.
+
+    Raises:
+        ConfigError: no path, a file, or no data.
+    """
+    if folder is None:
+        return
+    if not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"checkpoint is a {type(folder).__name__}: pass the path of a folder")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ConfigError(
+            f"checkpoint={str(folder)!r} is a file: pass the path of a folder, new or from an interrupted run"
+        )
+    if data is None:
+        raise ConfigError("checkpoint: without data there is nothing to note; leave it out, or pass data=")
 
 
 class Checkpoint:
@@ -138,7 +157,7 @@ class Finished:
 def _digest(captured: Captured, data: Any) -> str:
     """Of the architecture, the weights and the first batch."""
     hashed = hashlib.sha256(architecture_hash(captured).encode())
-    first = None if data is None or isinstance(data, Evidence) else next(iter(data), None)
+    first = None if data is None or isinstance(data, Evidence) else next(batches_of(data), None)
     leaves = pytree.tree_leaves((first.args, first.kwargs) if isinstance(first, Inputs) else first)
     for tensor in (*captured.tensors.values(), *leaves):
         if isinstance(tensor, Tensor):

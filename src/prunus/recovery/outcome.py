@@ -69,6 +69,8 @@ def checked_steps(recover: bool | str | Sequence[str]) -> tuple[str, ...]:
     """
     if recover is True or recover is False:
         return STEPS if recover else ()
+    if not isinstance(recover, str | list | tuple | set | frozenset):
+        raise ConfigError(f"recover={recover!r}: say True, False, or steps out of {', '.join(STEPS)}")
     named = (recover,) if isinstance(recover, str) else tuple(recover)
     unknown = [step for step in named if step not in STEPS]
     if unknown:

@@ -29,7 +29,7 @@ from prunus.recovery.store import spill_folder
 from prunus.structure import Structure
 from prunus.surgery.biases import with_own_graph
 
-__all__ = ["recover"]
+__all__ = ["recover", "require_whole"]
 
 SAMPLES = 1024  # more hardly help
 
@@ -82,11 +82,7 @@ def recover(
         inputs of the pruned and targets of the original network); Frantar and Alistarh, Optimal Brain Compression, NeurIPS
         2022, arXiv:2208.11580.
     """
-    if structure.captured.partial is not None:
-        raise ConfigError(
-            "a model that was captured in parts cannot be repaired: what its parts are called with is not known for other "
-            "data. Pass recover=False."
-        )
+    require_whole(structure.captured)
     batches = _batches(structure.captured, data)
     if allow_bias:
         small = with_own_graph(small)
@@ -128,6 +124,19 @@ def recover(
         share.disk_bytes,
     )
     return small.with_(tensors=pair.tensors), recovery
+
+
+def require_whole(captured: Captured) -> None:
+    """Refuse a model that cannot be repaired.
+
+    Raises:
+        ConfigError: it was captured in parts.
+    """
+    if captured.partial is not None:
+        raise ConfigError(
+            "a model that was captured in parts cannot be repaired: what its parts are called with is not known for other "
+            "data. Pass recover=False."
+        )
 
 
 def _repaired(

@@ -16,6 +16,7 @@ from prunus.structure.labels import Labels, along, varying
 from prunus.structure.layout import moved
 from prunus.structure.meet import meet
 from prunus.structure.rules import rule_of
+from prunus.structure.source import code_of, module_of
 from prunus.structure.tables import TAKEN, WHOLE, is_table, table
 from prunus.structure.value import Value
 
@@ -287,8 +288,5 @@ def _broadcast(value: Value, shape: tuple[int, ...]) -> tuple[list[Tensor], tupl
 
 def where(node: fx.Node) -> str:
     """The module path and source line of a node, for messages."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values() if path]
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
-    module = paths[-1] if paths else "the model's own forward"
-    return f"{module}, {lines[-1]}" if lines else module
+    module, code = module_of(node) or "the model's own forward", code_of(node)
+    return f"{module}, {code}" if code else module

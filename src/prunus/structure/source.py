@@ -21,10 +21,10 @@ def module_of(node: fx.Node) -> str:
 
 
 def code_of(node: fx.Node) -> str:
-    """The innermost line of the user's own code, as ``file:line: `code` ``; empty where it is not known."""
+    """The innermost line of the user's own code, as ``file:line: `code` ``; empty where it is not known, as in a graph module."""
     trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     found = [(i, match) for i, line in enumerate(trace) if (match := _FILE.match(line))]
-    found = [each for each in found if not each[1]["file"].startswith(_TORCH)] or found
+    found = [each for each in found if not each[1]["file"].startswith((_TORCH, "<"))]
     if not found:
         return ""
     i, match = found[-1]

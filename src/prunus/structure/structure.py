@@ -66,7 +66,7 @@ class Structure:
         for group in self.groups:
             if group.name == name:
                 return group
-        near = difflib.get_close_matches(name, [g.name for g in self.groups], 3)
+        near = difflib.get_close_matches(str(name), [g.name for g in self.groups], 3)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise PlanError(f"no group {name!r} in this model{hint}. `print(structure)` lists the groups.")
 

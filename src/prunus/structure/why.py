@@ -153,9 +153,9 @@ class _Explaining:
         for group in self.structure.groups:
             known.setdefault(group.name, {m.parameter for m in group.members[:1]})
         known.pop("", None)
-        if layer in known:
+        if isinstance(layer, str) and layer in known:
             return known[layer]
-        near = difflib.get_close_matches(layer, known, 3)
+        near = difflib.get_close_matches(str(layer), known, 3)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise ConfigError(
             f"no layer, parameter or group {layer!r} in this model{hint}. `print(structure)` lists the layers."

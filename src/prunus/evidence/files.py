@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +9,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunus.capture import Captured
 from prunus.errors import SourceError
 
-__all__ = ["FileData"]
+__all__ = ["CHUNK", "LABELS", "Arrays", "FileData"]
 
+CHUNK = 32  # samples at a time, where all of them come at once
 LABELS = "labels"
 _KINDS = (".npy", ".npz", ".safetensors")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+
+
+class Arrays(dict[str, Tensor]):
+    """A batch of a file: where its names are none of the model's arguments, their order counts."""
 
 
 class FileData:
@@ -28,16 +31,15 @@ class FileData:
 
     Args:
         path: an .npy, .npz or .safetensors file, or a folder of these.
-        captured: the model.
         batch: samples in a batch.
 
     Raises:
         SourceError: no such file, or none that can be read.
     """
 
-    def __init__(self, path: Path, captured: Captured, batch: int) -> None:
+    def __init__(self, path: Path, batch: int = CHUNK) -> None:
         self.files = sorted(f for f in path.iterdir() if f.suffix in _KINDS) if path.is_dir() else [path]
-        self._captured, self._batch = captured, batch
+        self._batch = batch
         if not self.files or not path.exists():
             raise SourceError(f"{path}: there is no {', '.join(_KINDS)} file there.")
         for file in self.files:
@@ -55,22 +57,12 @@ class FileData:
             raise TypeError  # nobody has opened the others
         return -(-len(next(iter(self._first.values()))) // self._batch)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Arrays]:
         for number, file in enumerate(self.files):
             arrays = self._first if number == 0 else self._read(file)
             size = len(next(iter(arrays.values())))
             for start in range(0, size, self._batch):
-                yield self._arranged(
-                    {name: array[start : start + self._batch] for name, array in arrays.items()}
-                )
-
-    def _arranged(self, arrays: dict[str, Tensor]) -> Any:
-        if self._captured.run_inputs.kwargs:
-            return arrays
-        names = [name for name in arrays if name != LABELS]
-        if set(names) == set(self._captured.inputs):
-            names = list(self._captured.inputs)
-        return tuple(arrays[name] for name in (*names, *([LABELS] if LABELS in arrays else [])))
+                yield Arrays({name: a[start : start + self._batch] for name, a in arrays.items()})
 
     @staticmethod
     def _read(file: Path) -> dict[str, Tensor]:
