@@ -139,7 +139,9 @@ def _double(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _zeroed(structure: Structure, plan: prunus.Plan, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    return _leaves(zeroed.outputs(structure, structure.keep_labels(dict(plan.keep)), tuple(_fresh(inputs))))
+    kept = structure.keep_labels(dict(plan.keep))
+    with OnePrecision(torch.float64):  # a forward that asks for single precision would be of two
+        return _leaves(zeroed.outputs(structure, kept, tuple(_fresh(inputs))))
 
 
 def _close(expected: list[Tensor], found: list[Tensor], limit: float, what: str) -> None:

@@ -28,6 +28,7 @@ IDENTITY = (
     "randn_like", "log_sigmoid", "_cast_Float", "float_power", "cpu", "cuda", "view.dtype", "rrelu", "softmax.int",
     "log_softmax.int", "_softmax", "_log_softmax", "special_softmax", "hardswish", "hardswish_", "isfinite", "isclose",
 )  # fmt: skip
+REASON = "is laid out in rows to which others are padded"
 IDENTITY_NAMES = tuple(dict.fromkeys(name for name in IDENTITY if name not in ("view.dtype",)))
 
 
@@ -150,7 +151,7 @@ def repeat_interleave(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
 
 @rule("constant_pad_nd", "pad")
 def pad(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    """New labels for what is padded, along axes on which the operand has labels."""
+    """New labels for what is padded, along an axis on which the operand has labels."""
     shape = run.shape(node)
     widths = {len(shape) - 1 - i: (a.pad[2 * i], a.pad[2 * i + 1]) for i in range(len(a.pad) // 2)}
     mode = getattr(a, "mode", "constant")
@@ -159,14 +160,11 @@ def pad(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         return Value(shape, tuple(track_on(track, shape) for track in touched))
     filled: dict[int, tuple[Tensor, Tensor]] = {}
     tracks = []
-    for track in a.self.tracks:
+    for track in _ungridded(run, node, a.self, set(widths)):
         axes = varying(track)
         labels = compact(track, axes)
-        for i, axis in enumerate(axes):
+        for axis in axes:
             if axis not in widths:
-                continue
-            if len(axes) > 1:
-                labels = _pad_held(run, node, labels, i, widths[axis])
                 continue
             if axis not in filled:
                 first, last = (max(width, 0) for width in widths[axis])
@@ -179,20 +177,14 @@ def pad(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return Value(shape, tuple(tracks))
 
 
-def _pad_held(run: Any, node: fx.Node, labels: Tensor, axis: int, width: tuple[int, int]) -> Tensor:
-    """Padding of an axis of a grid: the padded positions cannot leave."""
-    parts = []
-    for size in (width[0], None, width[1]):
-        if size is None:
-            start = max(-width[0], 0)
-            parts.append(labels.narrow(axis, start, labels.shape[axis] - start - max(-width[1], 0)))
-        elif size > 0:
-            sizes = list(labels.shape)
-            sizes[axis] = size
-            new = run.labels.fresh(int(torch.tensor(sizes).prod())).reshape(sizes)
-            run.labels.hold(new, "is padded into a grid of channels", node.name)
-            parts.append(new)
-    return torch.cat(parts, axis)
+def _ungridded(run: Any, node: fx.Node, value: Value, padded: set[int]) -> list[Tensor]:
+    """Tracks with at most one axis that is padded, and no other: of a grid, rows leave with what was padded to them."""
+    tracks = []
+    for track in value.tracks:
+        touched = padded & set(varying(track))
+        alone = not touched or len(varying(track)) == 1
+        tracks += [track] if alone else run.hold(node, Value(value.shape, (track,)), touched, REASON)
+    return tracks
 
 
 def track_on(track: Tensor, shape: tuple[int, ...]) -> Tensor:
