@@ -24,6 +24,7 @@ from prunus.capture import (
     with_outputs,
 )
 from prunus.capture.copying import copy_of
+from prunus.capture.packed import surroundings
 from prunus.criteria import Options
 from prunus.decide import check, decided
 from prunus.errors import CaptureError
@@ -83,8 +84,10 @@ def structure_of(captured: Captured, keep_class: bool) -> Structure:
         raise CaptureError(
             f"keep_class=True cannot be met: {_SCRIPTED.format(scripted[0])}. Use the original class there."
         )
+    keep_class = keep_class or captured.packed  # no graph packs
     structure = find_structure(captured, keep_class=keep_class)
-    return with_class_ties(structure) if keep_class else structure
+    with surroundings(captured):
+        return with_class_ties(structure) if keep_class else structure
 
 
 def execute(
@@ -168,10 +171,12 @@ class _Former:
     def __call__(self, small: Captured, module: nn.Module | None = None) -> _Form:
         """The model; `module` is the same as a graph module, if there is one already."""
         module = lift(small) if module is None else module
-        own, remark = _own_class(self.structure, small, module, self.keep, self.plan)
+        captured = self.structure.captured
+        with surroundings(captured):
+            own, remark = _own_class(self.structure, small, module, self.keep, self.plan)
         model, name = (module, "graph") if own is None else (own, "class")
-        if self.structure.captured.partial:
-            model = put_back(self.structure.captured, small, own)
+        if not captured.is_program:
+            model = put_back(captured, small, own, remark)
         return _Form(model, name, remark)
 
 

@@ -110,6 +110,11 @@ def decompose(
             f"the model can only be captured in parts ({', '.join(captured.partial.parts)}), and layers are replaced in whole "
             "models: decompose such a part by itself, and put it back"
         )
+    if captured.packed:
+        raise CaptureError(
+            "the model packs sequences, which no graph can hold, and a model with replaced layers is a graph: decompose the modules "
+            "around the packing by themselves, and put them back"
+        )
     if captured.model is None:
         captured = capture(lift(captured), captured.example)
     require_values(captured.tensors, captured.names)

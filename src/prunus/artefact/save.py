@@ -109,7 +109,7 @@ def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
     _write_text(folder / REPORT, result.report.to_json())
     model = on_cpu(result.model)
     write_state(model.state_dict(), folder / WEIGHTS)
-    if result.captured.partial is not None:
+    if not result.captured.is_program:
         _write_parts(result, folder, onnx)
         return
     export = export_for_saving(model, result.captured)
@@ -141,11 +141,12 @@ def _write_parts(result: SavableResult, folder: Path, onnx: bool) -> None:
     """What can be written of a model that cannot be exported as a whole."""
     if onnx:
         raise ArtefactError(
-            "There is no ONNX file of a model that was captured in parts, because no graph holds all of it. Save "
-            "without it."
+            "There is no ONNX file of a model that was captured in parts, or that packs sequences, because no graph holds all of "
+            "it. Save without it."
         )
     import prunus
 
+    partial = result.captured.partial
     written(
         folder,
         prunus=prunus.__version__,
@@ -154,7 +155,9 @@ def _write_parts(result: SavableResult, folder: Path, onnx: bool) -> None:
         original_architecture=result.plan.architecture,
         batch=PARTS,
         batch_reason=result.captured.static_reason,
-        left_out=[each.path or "the model" for each in result.captured.partial.left_out],  # type: ignore[union-attr]
+        left_out=[each.path or "the model" for each in partial.left_out]
+        if partial
+        else ["what packs sequences"],
     )
 
 

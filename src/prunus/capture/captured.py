@@ -48,6 +48,7 @@ class Captured:
             wrapper); None when the source was an exported program.
         left_out: Outputs that torch cannot take apart, such as a cache of keys and values. The graph returns
             None in their place.
+        packed: The model packs sequences, and the graph holds as though all had full length: only the user's own class packs.
         partial: What is known besides when only parts of the model could be captured: then ``model`` calls these parts
             one after another on ``run_inputs``, and is not what the user passed.
         unsettled: Nodes of a model made by surgery at which only numbers can tell whether the operands fit.
@@ -70,6 +71,7 @@ class Captured:
     model: nn.Module | None = None
     static_reason: str | None = None
     left_out: tuple[str, ...] = ()
+    packed: bool = False
     partial: Partial | None = None
     unsettled: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
@@ -82,6 +84,11 @@ class Captured:
     def output_state(self, leaf: int) -> str:
         """What the user says of one leaf of the output."""
         return self.outputs[leaf] if self.outputs else "keep"
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the graph computes what the model does: not where it holds parts alone, or packed sequences."""
+        return self.partial is None and not self.packed
 
     def with_(self, **changes: Any) -> Captured:
         """Return a copy with some fields replaced."""

@@ -15,6 +15,7 @@ from prunus.capture.examples import alike, require_running, several_hint
 from prunus.capture.export import Export, NotExportableError, export_module
 from prunus.capture.kinds import on_the_device_of, require_ordinary
 from prunus.capture.operands import require_operands, require_samples
+from prunus.capture.packed import FullLengths, packs
 from prunus.capture.partial import capture_parts
 from prunus.capture.preserve import forget_caches, left_as_found
 from prunus.capture.program import captured_from
@@ -22,7 +23,7 @@ from prunus.capture.pt2 import load_program
 from prunus.capture.scripted import without_scripts
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.errors import CaptureError, ConfigError, PrunusError, SourceError
-from prunus.inputs import Inputs, as_examples, as_inputs
+from prunus.inputs import Inputs, as_examples
 
 __all__ = ["capture"]
 
@@ -66,8 +67,9 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
     example, *others = as_examples(example_inputs)
     model = without_scripts(model)
     require_ordinary(model)
-    require_samples(example)
-    example = on_the_device_of(model, example)
+    for each in (example, *others):
+        require_samples(each)
+    example, *others = (on_the_device_of(model, each) for each in (example, *others))
     with left_as_found(model):
         try:
             export = export_module(model, example)
@@ -77,12 +79,27 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
             require_operands(model, captured.graph, example)
         except NotExportableError as error:
             require_running(model, others)
-            return _capture_parts(model, [example, *others], error)
+            packed = _capture_packed(model, example, others) if packs(model, example) else None
+            return packed or _capture_parts(model, [example, *others], error)
         except CaptureError as error:
             raise CaptureError(f"{error}{several_hint(example_inputs)}") from error.__cause__
         require_running(model, others)
     return captured.with_(
         static_reason=export.static_reason, left_out=export.left_out, others=alike(others, export.run_inputs)
+    )
+
+
+def _capture_packed(model: nn.Module, example: Inputs, others: list[Inputs]) -> Captured | None:
+    """A model that packs sequences, at full lengths; None where that is not what keeps it from being exported."""
+    try:
+        with FullLengths():
+            export = export_module(model, example)
+        captured = captured_from(export.program, model, example, export.run_inputs)
+    except CaptureError:
+        return None
+    alikes = alike(others, export.run_inputs)
+    return captured.with_(
+        static_reason=export.static_reason, left_out=export.left_out, others=alikes, packed=True
     )
 
 
@@ -127,8 +144,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _capture_program(program: ExportedProgram, example_inputs: Any) -> Captured:
     own = program.example_inputs
+    others: list[Inputs] = []
     if example_inputs is not None:
-        example = as_inputs(example_inputs)
+        example, *others = as_examples(example_inputs)
     elif own is not None:
         example = Inputs(tuple(own[0]), dict(own[1]))
     else:
@@ -144,10 +162,12 @@ def _capture_program(program: ExportedProgram, example_inputs: Any) -> Captured:
             "file, that is damaged; else export it again."
         ) from error
     reason = None if captured.batch else "the program was exported with a fixed batch size"
+    run_inputs = _run_inputs(captured, example, own)
     return captured.with_(
         example=_ordered(captured, example),
-        run_inputs=_run_inputs(captured, example, own),
+        run_inputs=run_inputs,
         static_reason=reason,
+        others=alike([_ordered(captured, each) for each in others], run_inputs),
     )
 
 

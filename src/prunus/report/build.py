@@ -40,6 +40,11 @@ def build_report(
     notes += output_notes(structure.captured, small)
     if structure.captured.partial:
         notes += partial_notes(structure.captured.partial)
+    if structure.captured.packed:
+        notes.append(
+            "packs sequences: cut and verified as though all had full length, and run on the example inputs as they are; data count "
+            "as not padded"
+        )
     notes += unreached_notes(structure.captured)
     return Report(
         form=form,

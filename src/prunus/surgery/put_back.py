@@ -21,25 +21,32 @@ from prunus.surgery.lift import lift
 __all__ = ["put_back"]
 
 
-def put_back(captured: Captured, small: Captured, own: nn.Module | None) -> nn.Module:
-    """The user's whole model with small parts, after a run of it on all example inputs.
+def put_back(captured: Captured, small: Captured, own: nn.Module | None, remark: str) -> nn.Module:
+    """The user's whole model with small parts, or one that packs sequences, after a run of it on all example inputs.
 
     Args:
-        captured: What was captured of the original, in parts.
+        captured: What was captured of the original, in parts or with sequences at full length.
         small: What the parts were cut to.
         own: The small `Parts` as modules of the user's own classes; without it the parts become graph modules.
+        remark: Why it is missing.
 
     Raises:
-        SurgeryError: If the whole does not run with the small parts, or a part that is called in several ways cannot
-            be of its own class.
+        SurgeryError: If the whole does not run with the small parts, no class is left to pack, or a part that is called in
+            several ways cannot be of its own class.
     """
     partial = captured.partial
-    if partial is None:
-        raise ValueError("the model was captured as a whole")
-    whole = own.whole if isinstance(own, Parts) else _with_graphs(captured, small, partial)
+    if partial is not None:
+        whole = own.whole if isinstance(own, Parts) else _with_graphs(captured, small, partial)
+    elif own is not None:
+        whole = own
+    else:
+        raise SurgeryError(
+            f"The model packs sequences, which no graph can hold, and its own class cannot take the smaller parameters: {remark}. "
+            "Hold the layers there, or hand padded sequences to the recurrent layers."
+        )
     try:
         with torch.no_grad(), left_as_found(whole), buffers_kept(whole):
-            for example in partial.examples:
+            for example in partial.examples if partial else (captured.example,):
                 args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
                 whole(*args, **kwargs)
     except Exception as error:
