@@ -24,6 +24,7 @@ ORDER = [
     "capture",
     "structure",
     "evidence",
+    "constants",
     "criteria",
     "allocation",
     "describe",

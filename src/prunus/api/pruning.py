@@ -35,7 +35,16 @@ from prunus.recovery import recover as repaired
 from prunus.report import build_report, errors_by_group
 from prunus.request import Problems, checked_flags, requested, settled
 from prunus.structure import LayerTable, Structure, find_structure
-from prunus.surgery import compare, cut, lift, put_back, with_class_ties, with_zero_biases, write_back
+from prunus.surgery import (
+    compare,
+    cut,
+    fold_constants,
+    lift,
+    put_back,
+    with_class_ties,
+    with_zero_biases,
+    write_back,
+)
 
 __all__ = ["analyze", "compress", "execute", "structure_of"]
 
@@ -119,6 +128,8 @@ def execute(
         else None
     )
     small, recovery = with_zero_biases(small, plan.biases), None
+    small, folded = fold_constants(structure, small, _tensor(keep), allow_bias)
+    plan = dataclasses.replace(plan, biases=(*plan.biases, *folded.biases))
     formed = _Former(structure, keep, plan)
     if scores:
         scores.original(structure.captured)
@@ -130,7 +141,7 @@ def execute(
             scores.note("cut", formed(repair.small).model)
             repair.note(scores, recovery, form.model)
     else:
-        form = formed(small, None if plan.biases else module)
+        form = formed(small, None if plan.biases or folded.into else module)
         if scores:
             scores.note("cut", form.model)
     report = build_report(
@@ -138,6 +149,7 @@ def execute(
     )
     report = dataclasses.replace(
         report,
+        notes=(*report.notes, *folded.notes),
         recovery=recovery
         and recovery.to_dict() | {"groups": errors_by_group(structure, plan.keep, recovery)},
         evaluation=dict(scores.values) if scores else None,
