@@ -14,6 +14,7 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 ORDER = [
     "errors",
+    "files",
     "inputs",
     "patterns",
     "plan_schema",

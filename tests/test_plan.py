@@ -111,7 +111,9 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "seed as truth": (lambda c: c.update(seed=True), "entry 'seed' of the plan is bool, not a whole number"),
     "inputs": (lambda c: c.update(inputs=[]), "entry 'inputs' of the plan is list, not an object"),
     "target": (lambda c: c.update(target={"macs": "half"}), "target 'macs' is 'half', not a number"),
-    "target NaN": (lambda c: c.update(target={"macs": float("nan")}), "target 'macs' is nan, not a number"),
+    "target NaN": (lambda c: c.update(target={"macs": float("nan")}), "NaN is no number of JSON"),
+    "target of many digits": (lambda c: c.update(target={"macs": 10**400}), "not a number"),
+    "name of a group": (lambda c: first(c).update(name=[]), "entry 'name' of group [] is list, not a text"),
     "member": (
         lambda c: first(c).update(members=[[0]]),
         "a member of group 'conv1' is [0], not a parameter's",
@@ -175,10 +177,15 @@ def test_json_of_something_else(text: str) -> None:
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "plan.json", tmp_path):
+    for path, words in [
+        (tmp_path / "plan.json", f"no plan at {tmp_path}/plan.json"),
+        (tmp_path, f"{tmp_path} is not a file."),
+        (tmp_path / "a\0b", "a character that no name can have"),
+        (tmp_path / ("a" * 300), "the name is too long"),
+    ]:
         with pytest.raises(PlanError) as caught:
             prunus.Plan.load(path)
-        assert str(caught.value) == f"no plan at {path}"
+        assert words in str(caught.value)
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
@@ -216,11 +223,12 @@ def test_a_failed_save_leaves_the_old_plan(tmp_path: Path, monkeypatch: pytest.M
     made.save(path)
     before = path.read_text()
 
-    def full(self: Path, text: str, **options: Any) -> int:
-        self.write_bytes(text.encode()[:10])
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(PlanError, match="No space left on device"):
         dataclasses.replace(made, seed=8).save(path)
     assert path.read_text() == before

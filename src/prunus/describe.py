@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunus.capture.reading.plain import treespec_problem
 from prunus.errors import PlanError
 from prunus.inputs import Inputs
 
 MAX_VALUES = 1 << 16
-MAX_ELEMENTS = 1 << 30
+MAX_ELEMENTS = 1 << 28
 
 
 def describe(inputs: Inputs) -> dict[str, Any]:
@@ -40,9 +41,13 @@ def rebuild(described: dict[str, Any]) -> Inputs:
     """
     try:
         leaves = [_tensor(entry) for entry in described["leaves"]]
+        if problem := treespec_problem(described["structure"]):
+            raise ValueError(problem)
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(described["structure"]))
         return Inputs(tuple(args), dict(kwargs))
-    except (KeyError, TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+    except PlanError:
+        raise
+    except Exception as error:
         raise PlanError(
             f"the plan does not say how to call the model ({type(error).__name__}: {error}): pass example_inputs"
         ) from error
@@ -54,6 +59,8 @@ def _tensor(entry: dict[str, Any]) -> Any:
     if "unknown" in entry:
         raise PlanError(f"the plan cannot describe an input of type {entry['unknown']}: pass example_inputs")
     dtype = getattr(torch, entry["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{entry['dtype']} is no dtype")
     shape = [int(s) for s in entry["shape"]]
     count = 1
     for size in shape:

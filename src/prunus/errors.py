@@ -28,8 +28,16 @@ __all__ = [
 ]
 
 
+def printable(text: str) -> str:
+    """A text without what would move a terminal's cursor or change its colors: names of layers and files can hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class PrunusError(Exception):
     """Base of all errors that prunus raises on purpose; catching it catches them all."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(PrunusError):

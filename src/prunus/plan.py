@@ -5,17 +5,17 @@ A plan is plain immutable data and versioned JSON, made for one architecture and
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import PlanError
+from prunus.files import read_text, shown, write_file
 from prunus.plan_schema import PLAN_ENTRIES, checked, entry_problems, group_problems, layer_problems
 
 VERSION = 1
@@ -144,10 +144,13 @@ class Plan:
         if not isinstance(text, str | bytes | bytearray):
             raise PlanError(f"this is no plan: a {type(text).__name__} instead of JSON text")
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: it is not valid JSON ({error})") from error
-        return Plan._of(content)
+        try:
+            return Plan._of(content)
+        except RecursionError as error:
+            raise PlanError("this is no plan: too many plans follow each other in it") from error
 
     @staticmethod
     def _of(content: Any) -> Plan:
@@ -161,8 +164,8 @@ class Plan:
         groups, target = content.get("groups"), content.get("target")
         if isinstance(groups, list):
             problems += [p for i, entry in enumerate(groups) for p in group_problems(i, entry)]
-            names = [entry.get("name") for entry in groups if isinstance(entry, dict)]
-            problems += [f"group {n!r} appears twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+            names = Counter(str(entry.get("name")) for entry in groups if isinstance(entry, dict))
+            problems += [f"group {name!r} appears twice" for name, count in names.items() if count > 1]
         if isinstance(content.get("layers"), list):
             problems += [p for i, entry in enumerate(content["layers"]) for p in layer_problems(i, entry)]
         if isinstance(biases := content.get("biases"), list) and not all(isinstance(b, str) for b in biases):
@@ -175,9 +178,9 @@ class Plan:
             ]
         if isinstance(target, dict):
             problems += [
-                f"target {key!r} is {value!r}, not a number"
+                f"target {key!r} is {repr(value)[:40]}, not a number"
                 for key, value in target.items()
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+                if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300
             ]
         if problems:
             raise PlanError("this plan is damaged: " + "; ".join(problems[:_SHOWN]))
@@ -194,15 +197,7 @@ class Plan:
         Raises:
             PlanError: it cannot be written there.
         """
-        path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise PlanError(f"the plan cannot be written to {path}: {error.strerror or error}") from error
+        write_file(Path(path), self.to_json(), PlanError, "plan")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -211,17 +206,15 @@ class Plan:
         Raises:
             PlanError: no such file, cannot be read, too large, or not a plan.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise PlanError(f"no plan at {path}")
-        if path.stat().st_size > MAX_BYTES:
-            raise PlanError(f"{path} has {path.stat().st_size:,} bytes: too large for a plan")
         try:
-            return Plan.from_json(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise PlanError(f"{path} is no plan: it is not text") from error
-        except OSError as error:
-            raise PlanError(f"{path} cannot be read: {error.strerror or error}") from error
+            return Plan.from_json(read_text(Path(path), PlanError, "plan", MAX_BYTES))
+        except PlanError as error:
+            named = shown(path) in str(error)
+            raise error if named else PlanError(f"{shown(path)}: {error}") from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _group(entry: dict[str, Any]) -> GroupPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -107,7 +108,7 @@ def checked(name: str, size: int, indices: Iterable[int]) -> tuple[int, ...]:
             f"{name}: index {outside[0]} is out of range; it has {size} channels, 0 to {size - 1}"
         )
     if len(set(numbers)) != len(numbers):
-        twice = next(i for i in numbers if numbers.count(i) > 1)
+        twice = Counter(numbers).most_common(1)[0][0]
         raise PlanError(f"{name}: index {twice} is listed twice")
     return tuple(sorted(numbers))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from prunus.artefact import atomic, load, require_savable, save
 from prunus.artefact.atomic import interrupted_save, new_folder
-from prunus.artefact.checks import FILES
+from prunus.artefact.checks import FILES, written
 from prunus.errors import ArtefactError
 from tests.artefact.results import ConvNet, SmallResult, made
 
@@ -29,9 +30,24 @@ def result() -> SmallResult:
     return made(ConvNet(), IMAGE)
 
 
+def strange(folder: Path) -> str | None:
+    """As far as the exchange of folders is concerned, names tell what is a result."""
+    return next((f"it holds {entry.name}." for entry in folder.iterdir() if entry.name not in FILES), None)
+
+
+def old_result(folder: Path) -> dict[str, str]:
+    """A folder as an earlier save leaves it, as far as its files and their manifest go."""
+    folder.mkdir()
+    for name in ("plan.json", "model.safetensors", "model.pt2", "report.json"):
+        (folder / name).write_text(f"old {name}")
+    about = {"prunus": "0", "model_class": "Net", "architecture": "", "original_architecture": ""}
+    written(folder, **about, batch="dynamic", batch_reason=None, left_out=[])
+    return content(folder)
+
+
 def write(target: Path, text: str = "new", overwrite: bool = True) -> None:
     """What saving does to the disk, without a model."""
-    with new_folder(target, overwrite=overwrite, files=FILES) as folder:
+    with new_folder(target, overwrite=overwrite, own=strange) as folder:
         (folder / "plan.json").write_text(text)
 
 
@@ -45,8 +61,88 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
         write(tmp_path / "out", overwrite=False)
     with pytest.raises(ArtefactError, match="exists already"):
         require_savable(tmp_path / "out")
-    require_savable(tmp_path / "out", overwrite=True)
+    old_result(tmp_path / "result")
+    require_savable(tmp_path / "result", overwrite=True)
     assert content(tmp_path / "out") == {"plan.json": "old"}
+
+
+def plan_alone(folder: Path) -> None:
+    for name in ("artefact.json", "model.safetensors", "model.pt2", "report.json"):
+        (folder / name).unlink()
+
+
+def with_notes(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def with_a_folder(folder: Path) -> None:
+    (folder / "model.onnx").mkdir()
+    (folder / "model.onnx" / "precious").write_text("mine")
+
+
+def edited(folder: Path) -> None:
+    (folder / "plan.json").write_text("new plan.json")
+
+
+def of_another_program(folder: Path) -> None:
+    (folder / "artefact.json").write_text('{"files": {}}')
+
+
+def linked(folder: Path) -> None:
+    (folder / "plan.json").rename(folder.parent / "mine.json")
+    (folder / "plan.json").symlink_to(folder.parent / "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (plan_alone, "no artefact.json"),
+        (with_notes, "notes.txt"),
+        (with_a_folder, "model.onnx"),
+        (edited, "plan.json"),
+        (of_another_program, "artefact.json"),
+        (linked, "is a link"),
+    ],
+)
+def test_only_an_unchanged_result_is_replaced(
+    change: Callable[[Path], None], words: str, result: SmallResult, tmp_path: Path
+) -> None:
+    old_result(tmp_path / "out")
+    change(tmp_path / "out")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for call in (require_savable, lambda *args, **more: save(result, *args, **more)):
+        with pytest.raises(ArtefactError, match=r"out is not replaced") as caught:
+            call(tmp_path / "out", overwrite=True)
+        assert words in str(caught.value)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_can_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    require_savable(tmp_path / "out", overwrite=True)
+    with pytest.raises(ArtefactError, match="exists already"):
+        require_savable(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a\0b", "no name can have"), ("a" * 300, "too long"), ("\x1b[2J\0", r"\x1b[2J")]
+)
+def test_names_that_no_folder_can_have(name: str, words: str, result: SmallResult, tmp_path: Path) -> None:
+    for call in (require_savable, lambda path: save(result, path)):
+        with pytest.raises(ArtefactError) as caught:
+            call(tmp_path / name)
+        assert words in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o007])
+def test_files_have_the_mode_that_the_umask_says(mask: int, result: SmallResult, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        folder = save(result, tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~mask}
 
 
 def test_overwriting_replaces_the_folder(tmp_path: Path) -> None:
@@ -85,7 +181,7 @@ def test_parents_are_made_and_links_followed(tmp_path: Path) -> None:
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with (
         pytest.raises(ArtefactError, match="exists by now"),
-        new_folder(tmp_path / "out", overwrite=False, files=FILES) as folder,
+        new_folder(tmp_path / "out", overwrite=False, own=strange) as folder,
     ):
         (folder / "plan.json").write_text("slow")
         write(tmp_path / "out", "fast")
@@ -130,7 +226,7 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
     with (
         pytest.raises(ArtefactError, match=r"No space left.*bytes free.*out is as it was before"),
-        new_folder(tmp_path / "out", overwrite=True, files=FILES) as folder,
+        new_folder(tmp_path / "out", overwrite=True, own=strange) as folder,
     ):
         (folder / "plan.json").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -146,14 +242,12 @@ def test_a_full_disk_at_any_file(
     def full(*args: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if before:
-        write(tmp_path / "out", "old")
+    old = old_result(tmp_path / "out") if before else {}
     monkeypatch.setattr(importlib.import_module("prunus.artefact.save"), at, full)
     with pytest.raises(ArtefactError, match="No space left"):
         save(result, tmp_path / "out", overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if before else [])
-    if before:
-        assert content(tmp_path / "out") == {"plan.json": "old"}
+    assert not before or content(tmp_path / "out") == old
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of processes are POSIX")
@@ -253,7 +347,7 @@ def test_a_killed_save_leaves_no_half_folder(tmp_path: Path) -> None:
 def test_the_folder_of_a_save_that_goes_on_is_not_cleaned(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from prunus.artefact.atomic import new_folder\n"
-        "with new_folder(Path(sys.argv[1]), overwrite=True, files=frozenset(['plan.json'])) as folder:\n"
+        "with new_folder(Path(sys.argv[1]), overwrite=True, own=lambda folder: None) as folder:\n"
         "    (folder / 'plan.json').write_text('slow')\n"
         "    print('now', flush=True)\n"
         "    sys.stdin.readline()\n"

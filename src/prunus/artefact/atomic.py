@@ -7,10 +7,11 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prunus.errors import ArtefactError
+from prunus.files import reason_of, shown
 
 try:
     import fcntl
@@ -19,13 +20,15 @@ except ImportError:  # not a POSIX system
 
 __all__ = ["interrupted_save", "new_folder", "require_free"]
 
+Own = Callable[[Path], str | None]
+
 _NEW, _OLD = "prunus-new", "prunus-old"
 _ABANDONED_AFTER_S = 24 * 3600
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, overwrite: bool, files: frozenset[str]) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool, own: Own) -> Iterator[Path]:
     """Yield a temporary folder beside the target; when the block ends well, it becomes the target.
 
     Everything in it is flushed to the disk first. If the block raises, or nothing more can be written, the
@@ -35,24 +38,26 @@ def new_folder(target: Path, *, overwrite: bool, files: frozenset[str]) -> Itera
     Args:
         target: Where the folder goes. Parents are created.
         overwrite: Replace a folder that is there already.
-        files: Names that may be in a folder that is replaced: one with other files is refused.
+        own: Why a folder is no earlier result and nothing besides; None if it is. Such a folder is not replaced.
 
     Raises:
         ArtefactError: If the target exists and may not be replaced, or the disk cannot take the folder.
     """
-    target = Path(os.path.realpath(target))
     try:
+        target = Path(os.path.realpath(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target)
-        require_free(target, overwrite, files)
+        require_free(target, overwrite, own)
         folder, lock = _temporary(target)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot_write(target, error) from error
     placed = False
     try:
         yield folder
         _flush(folder)
-        _place(folder, target, overwrite)
+        if target.exists():
+            require_free(target, overwrite, own, by_now=True)
+        _place(folder, target)
         placed = True
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -72,26 +77,43 @@ def interrupted_save(target: Path) -> Path | None:
     return old[0] if old and not target.exists() else None
 
 
-def require_free(target: Path, overwrite: bool, files: frozenset[str]) -> None:
-    """Check that a folder can be written, as `new_folder` does first of all.
+def require_free(target: Path, overwrite: bool, own: Own, *, by_now: bool = False) -> None:
+    """Check that a folder can be written, as `new_folder` does first of all and last of all.
 
     Raises:
-        ArtefactError: If the target exists and may not be replaced.
+        ArtefactError: If the target exists and may not be replaced, or no folder can have that name.
     """
-    if not target.exists():
-        return
+    try:
+        if not _exists(target):
+            return
+        empty = target.is_dir() and not any(target.iterdir())
+    except (OSError, ValueError) as error:
+        raise _cannot_write(target, error) from error
     if not target.is_dir():
-        raise ArtefactError(f"{target} is a file; a result is saved to a folder.")
+        raise ArtefactError(f"{shown(target)} is a file; a result is saved to a folder.")
     if not overwrite:
+        since = "exists by now: another process has written it" if by_now else "exists already"
         raise ArtefactError(
-            f"The folder {target} exists already. Choose another, or pass overwrite=True to replace it."
+            f"The folder {shown(target)} {since}. Choose another, or pass overwrite=True to replace it."
         )
-    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in files)
+    strange = None if empty else own(target)
     if strange:
         raise ArtefactError(
-            f"{target} is not replaced, because it holds what prunus did not write ({', '.join(strange[:5])}"
-            f"{', ...' if len(strange) > 5 else ''}). Choose another folder, or move those files."
+            f"{shown(target)} is not replaced, because it is not just a result that prunus saved: {strange} Choose another "
+            "folder, or move what is yours and remove the rest."
         )
+
+
+def _exists(target: Path) -> bool:
+    """Whether there is something of that name; an error where nothing could be."""
+    try:
+        os.stat(target)
+        return True
+    except FileNotFoundError:
+        parent = next(folder for folder in target.absolute().parents if os.path.isdir(folder))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{shown(parent)} may not be written to") from None
+        return False
 
 
 # --- temporary folders
@@ -178,11 +200,9 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _place(folder: Path, target: Path, overwrite: bool) -> None:
+def _place(folder: Path, target: Path) -> None:
     if not target.exists():
         os.rename(folder, target)
-    elif not overwrite:  # it has come since this save began
-        raise ArtefactError(f"The folder {target} exists by now: another process has written it.")
     elif _exchange(folder, target):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -218,10 +238,10 @@ def _exchange(one: Path, other: Path) -> bool:
     return result == 0
 
 
-def _cannot_write(target: Path, error: OSError) -> ArtefactError:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+def _cannot_write(target: Path, error: OSError | ValueError) -> ArtefactError:
+    reason = reason_of(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         with contextlib.suppress(OSError):
             reason += f" ({shutil.disk_usage(target.parent).free:,} bytes free)"
-    was = "is as it was before" if target.exists() else "was not created"
-    return ArtefactError(f"The result could not be saved: {reason}. {target} {was}.")
+    was = "is as it was before" if os.path.isdir(target) else "was not created"
+    return ArtefactError(f"The result could not be saved: {reason}. {shown(target)} {was}.")

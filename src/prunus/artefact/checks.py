@@ -14,6 +14,7 @@ import torch
 
 from prunus.artefact.atomic import interrupted_save
 from prunus.errors import ArtefactError
+from prunus.files import PICKLES, reason_of, shown
 
 __all__ = [
     "FILES",
@@ -39,7 +40,6 @@ _VERSION = 1
 _MIB = 2**20
 _LIMITS = {MANIFEST: _MIB, PLAN: 256 * _MIB, REPORT: 256 * _MIB, "report.html": 256 * _MIB}
 _LIMIT = 2**40
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".tar", ".joblib")
 
 
 @dataclass(frozen=True)
@@ -109,28 +109,52 @@ def verified(directory: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     """
     folder = Path(directory)
     _require_folder(folder)
+    return folder, _unchanged(folder)
+
+
+def strange_in(folder: Path) -> str | None:
+    """What in a folder is not of a result that prunus saved, in a sentence; None if all of it is as it was written."""
+    names = {entry.name for entry in folder.iterdir()}
+    if MANIFEST not in names:
+        return f"it holds {_listed(names)}, and no {MANIFEST}."
+    try:
+        strange = names - set(_unchanged(folder).files) - {MANIFEST}
+    except ArtefactError as error:
+        return str(error)
+    return f"it holds what prunus did not write ({_listed(strange)})." if strange else None
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(shown(name) for name in sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _unchanged(folder: Path) -> Manifest:
     manifest = _manifest(folder)
     for name, entry in manifest.files.items():
         with _opened(folder, name) as file:
             _compare(folder / name, _entry(file, expected=entry), entry)
-    return folder, manifest
+    return manifest
 
 
 def _require_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    if folder.suffix.lower() in _PICKLES:
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+            return
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{shown(folder)} cannot be opened: {reason_of(error)}.") from error
+    if folder.suffix.lower() in PICKLES:
         raise ArtefactError(
-            f"{folder} is a pickle by its name, and opening a pickle can run any code, so prunus does not. "
+            f"{shown(folder)} is a pickle by its name, and opening a pickle can run any code, so prunus does not. "
             "Build the model's class yourself, load_state_dict(prunus.load_weights(path)) into it, and pass "
             "that model; or save it once with "
             "torch.export.save(torch.export.export(model.eval(), args), 'model.pt2')."
         )
     if folder.exists():
-        raise ArtefactError(f"{folder} is a file; expected the folder that result.save() wrote.")
+        raise ArtefactError(f"{shown(folder)} is a file; expected the folder that result.save() wrote.")
     old = interrupted_save(folder)
-    hint = f" A save was interrupted there: the previous result is in {old}; rename it." if old else ""
-    raise ArtefactError(f"There is no folder {folder}.{hint}")
+    hint = f" A save was interrupted there: the previous result is in {shown(old)}; rename it." if old else ""
+    raise ArtefactError(f"There is no folder {shown(folder)}.{hint}")
 
 
 # --- the manifest

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from prunus.artefact.checks import MODEL, PARTS, verified
 from prunus.capture import Captured, capture, size_of
 from prunus.capture.diagnose import first_line
-from prunus.capture.files import shown
 from prunus.capture.pt2 import load_program
 from prunus.errors import ArtefactError, PrunusError
+from prunus.files import shown
 from prunus.inputs import Inputs
 from prunus.surgery.lift import lift
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus.artefact.atomic import new_folder, require_free
-from prunus.artefact.checks import FILES, MODEL, PARTS, PLAN, REPORT, WEIGHTS, written
+from prunus.artefact.checks import MODEL, PARTS, PLAN, REPORT, WEIGHTS, strange_in, written
 from prunus.artefact.load import rebuild
 from prunus.artefact.onnx import require_onnx, write_onnx
 from prunus.artefact.program import export_for_saving, on_cpu, plain
@@ -74,7 +74,7 @@ def save(
     Args:
         result: What `prunus.compress` or `prunus.apply` returned.
         directory: The folder; parents are created.
-        overwrite: Replace the folder if it exists and holds nothing but an earlier result.
+        overwrite: Replace the folder if it exists and holds nothing but an earlier result, unchanged since it was written.
         onnx: Write ``model.onnx`` too; needs ``prunus[onnx]``.
 
     Returns:
@@ -86,7 +86,7 @@ def save(
     """
     require_savable(directory, overwrite=overwrite, onnx=onnx)
     target = Path(directory)
-    with new_folder(target, overwrite=overwrite, files=FILES) as folder:
+    with new_folder(target, overwrite=overwrite, own=strange_in) as folder:
         _write(result, folder, onnx)
     return target
 
@@ -101,7 +101,7 @@ def require_savable(
     """
     if onnx:
         require_onnx()
-    require_free(Path(directory), overwrite, FILES)
+    require_free(Path(directory), overwrite, strange_in)
 
 
 def _write(result: SavableResult, folder: Path, onnx: bool) -> None:

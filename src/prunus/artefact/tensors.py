@@ -41,8 +41,11 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
             # views of one another are separate tensors in the file
             tensors[name] = tensor.detach().cpu().contiguous()
     _separate(tensors)
+    path.touch()
+    mode = path.stat().st_mode  # as the umask says, where safetensors makes files for the owner alone
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt", **others})
+        path.chmod(mode)
     except safetensors.SafetensorError as error:
         raise _os_error(error, path) from error
 

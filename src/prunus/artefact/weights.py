@@ -1,7 +1,6 @@
 """Weights from a file, without running anything that the file contains."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import safetensors
 import torch
 from torch import Tensor
 
+from prunus.capture.reading.archive import Archive, DamagedArchiveError
 from prunus.errors import SourceError
+from prunus.files import open_file, shown
 
 __all__ = ["load_weights"]
 
@@ -40,19 +41,16 @@ def load_weights(path: str | os.PathLike[str], *, max_size_bytes: int = 2**36) -
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if not path.exists():
-        raise SourceError(f"There is no file {path}.")
-    if not path.is_file():
-        raise SourceError(f"{path} is not a file; expected weights as .safetensors or .pth.")
-    size = path.stat().st_size
+    with open_file(path, SourceError, "; expected weights as .safetensors or .pth") as file:
+        size = os.fstat(file.fileno()).st_size
     if size > max_size_bytes:
-        raise SourceError(f"{path} has {size:,} bytes, more than the limit of {max_size_bytes:,}.")
+        raise SourceError(f"{shown(path)} has {size:,} bytes, more than the limit of {max_size_bytes:,}.")
     if suffix == ".safetensors":
         return _unprefixed(_from_safetensors(path))
     if suffix in _TORCH:
         return _unprefixed(_state_of(path, _from_torch(path)))
     raise SourceError(
-        f"{path} is of no kind that holds weights; expected .safetensors, or .pth as "
+        f"{shown(path)} is of no kind that holds weights; expected .safetensors, or .pth as "
         "torch.save(model.state_dict(), path) writes it."
     )
 
@@ -62,22 +60,26 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from error
+    except Exception as error:
+        raise SourceError(f"{shown(path)} is damaged: {error}") from error
     tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
     return {**tensors, **tied}
 
 
 def _from_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise SourceError(f"{path} is a compressed archive, which torch.save does not write.")
+    with open_file(path, SourceError) as file:
+        if file.read(2) == b"PK":
+            try:
+                Archive(file)
+            except DamagedArchiveError as error:
+                raise SourceError(
+                    f"{shown(path)} is damaged, or not as torch.save writes it: {error}."
+                ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SourceError(
-            f"{path} is damaged or holds more than tensors, and is read only without running what it "
+            f"{shown(path)} is damaged or holds more than tensors, and is read only without running what it "
             f"contains: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
             "If it holds a whole model or comes with other objects, convert it where you trust it: "
             "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pth')."
@@ -87,7 +89,7 @@ def _from_torch(path: Path) -> Any:
 def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
     """The state dict in a checkpoint: the checkpoint itself, or what one of the usual keys holds."""
     if not isinstance(content, Mapping):
-        raise SourceError(f"{path} holds a {type(content).__name__}, not a state dict.")
+        raise SourceError(f"{shown(path)} holds a {type(content).__name__}, not a state dict.")
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -96,9 +98,14 @@ def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
     if strange or not content:
         what = f"{strange[0]!r}: {_kind(content[strange[0]])}" if strange else "nothing"
         raise SourceError(
-            f"{path} is no state dict: it holds {what}. Expected names and dense tensors, by themselves or "
+            f"{shown(path)} is no state dict: it holds {what}. Expected names and dense tensors, by themselves or "
             f"under one of {', '.join(_WRAPPERS)}."
         )
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in content.values()
+    }
+    if sum(storages.values()) > path.stat().st_size:
+        raise SourceError(f"{shown(path)} claims tensors that are larger than the file.")
     return dict(content)
 
 

@@ -21,12 +21,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from prunus.capture.diagnose import first_line
-from prunus.capture.files import PICKLES, open_file, shown
 from prunus.capture.reading.archive import Archive, DamagedArchiveError, require_archive
 from prunus.capture.reading.consistent import InconsistentError, require_consistent
 from prunus.capture.reading.payload import read_tensors
 from prunus.capture.reading.plain import NotPlainError, require_plain
 from prunus.errors import CaptureError, SourceError
+from prunus.files import PICKLES, open_file, shown
 
 __all__ = ["load_program"]
 

@@ -1,5 +1,6 @@
 """``prunus apply``: execute a plan on a model."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ def apply(
       prunus apply plan.json mymodels.net:build --weights trained.pth -o out
       prunus apply out/ mymodels.net:build -o again
     """
-    made = Plan.load(plan / "plan.json" if plan.is_dir() else plan)
+    made = Plan.load(plan / "plan.json" if os.path.isdir(plan) else plan)
     from prunus.api import apply as execute
     from prunus.artefact import require_savable
 

@@ -1,5 +1,6 @@
 """``prunus decompose``: layers as chains of smaller ones."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,7 +100,7 @@ def decompose(
     methods = [name.strip() for name in method.split(",")]
     if output is not None:
         require_savable(output, overwrite=overwrite, onnx=onnx)
-    elif layers is not None and layers.exists() and not overwrite:
+    elif layers is not None and os.path.exists(layers) and not overwrite:
         raise ConfigError(f"{layers} exists already. Choose another file, or pass --overwrite.")
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)

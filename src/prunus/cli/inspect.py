@@ -7,6 +7,7 @@ import typer
 from prunus.cli import options
 from prunus.cli.progress import step
 from prunus.cli.sources import open_source
+from prunus.files import shown
 
 __all__ = ["inspect"]
 
@@ -55,7 +56,7 @@ def inspect(
         parameters = [captured.tensors[name] for name, kind in captured.kinds.items() if kind == "parameter"]
         params, macs = sum(tensor.numel() for tensor in parameters), count_macs(captured)
     per = "for one sample" if captured.batch else "for the batch of the inputs"
-    typer.echo(f"{opened.name}: {params:,} parameters, {macs:,} MACs {per}")
+    typer.echo(f"{shown(opened.name)}: {params:,} parameters, {macs:,} MACs {per}")
     if captured.static_reason:
         typer.echo(f"Takes one batch size only: {captured.static_reason}.")
     typer.echo()

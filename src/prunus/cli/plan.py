@@ -1,5 +1,6 @@
 """``prunus plan``: decide what stays, and write that down."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from prunus.cli.deciding import Wanted, asked, goal_of, table_of
 from prunus.cli.progress import step
 from prunus.cli.sources import note_random_weights, open_source
 from prunus.errors import ArtefactError
+from prunus.files import shown
 from prunus.plan import Plan
 from prunus.structure import Structure
 
@@ -167,9 +169,9 @@ def _save(made: Plan, structure: Structure, output: Path) -> None:
 
 
 def _require_writable(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise ArtefactError(f"{path} is a folder; name the file to write.")
-    if path.exists() and not overwrite:
-        raise ArtefactError(f"{path} exists already. Choose another file, or pass --overwrite.")
-    if not path.parent.is_dir():
-        raise ArtefactError(f"There is no folder {path.parent} to write {path.name} to.")
+    if os.path.isdir(path):
+        raise ArtefactError(f"{shown(path)} is a folder; name the file to write.")
+    if os.path.exists(path) and not overwrite:
+        raise ArtefactError(f"{shown(path)} exists already. Choose another file, or pass --overwrite.")
+    if not os.path.isdir(path.parent):
+        raise ArtefactError(f"There is no folder {shown(path.parent)} to write {shown(path.name)} to.")

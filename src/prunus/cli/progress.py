@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.text import Text
 
+from prunus.errors import printable
 from prunus.evidence import Progress
+from prunus.files import shown
 
 __all__ = ["note", "step", "watched"]
 
@@ -16,7 +19,8 @@ def step(doing: str) -> Iterator[None]:
     """Show what is being done, and afterwards how long it took."""
     console = Console(stderr=True, highlight=False)
     start = time.perf_counter()
-    with console.status(f"{doing} ..."):
+    doing = shown(doing)
+    with console.status(Text(f"{doing} ...")):
         yield
     console.print(f"{doing}: {time.perf_counter() - start:.1f} s", style="dim", markup=False)
 
@@ -26,7 +30,7 @@ def watched(doing: str, unit: str = "batch") -> Iterator[Callable[[Progress], No
     """As `step`; what it gives is told how far a pass over data is, and says what time is left."""
     console = Console(stderr=True, highlight=False)
     start = time.perf_counter()
-    with console.status(f"{doing} ...") as status:
+    with console.status(Text(f"{doing} ...")) as status:
 
         def progress(now: Progress) -> None:
             total = "" if now.total is None else f" of {now.total}"
@@ -35,7 +39,7 @@ def watched(doing: str, unit: str = "batch") -> Iterator[Callable[[Progress], No
                 console.print(
                     f"Looking at the data takes about {now.seconds_left:.0f} s.", style="dim", markup=False
                 )
-            status.update(f"{doing} ... {unit} {now.batches}{total}{left}")
+            status.update(Text(f"{doing} ... {unit} {now.batches}{total}{left}"))
 
         yield progress
     console.print(f"{doing}: {time.perf_counter() - start:.1f} s", style="dim", markup=False)
@@ -43,4 +47,6 @@ def watched(doing: str, unit: str = "batch") -> Iterator[Callable[[Progress], No
 
 def note(text: str) -> None:
     """Say something that the user should know."""
-    Console(stderr=True, highlight=False).print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+    Console(stderr=True, highlight=False).print(
+        f"note: {printable(text)}", style="yellow", markup=False, soft_wrap=True
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from prunus.cli.progress import step
+from prunus.files import shown
 
 if TYPE_CHECKING:
     from prunus.api import Result
@@ -30,5 +31,5 @@ def save_result(result: "Result", output: Path, *, overwrite: bool, onnx: bool) 
         typer.echo(str(result.report))
     size_bytes = sum(file.stat().st_size for file in output.iterdir())
     names = ", ".join(sorted(file.name for file in output.iterdir()))
-    typer.echo(f"\nSaved to {output} ({size_bytes:,} bytes): {names}")
+    typer.echo(f"\nSaved to {shown(output)} ({size_bytes:,} bytes): {names}")
     typer.echo(f"prunus.load({str(output)!r}) gives the model back, without its code.")

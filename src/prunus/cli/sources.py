@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -20,12 +21,12 @@ from torch.export import ExportedProgram
 from prunus.cli.progress import note, step
 from prunus.cli.shapes import inputs_of
 from prunus.errors import SourceError
+from prunus.files import PICKLES, shown
 from prunus.inputs import Inputs
 
 __all__ = ["Opened", "note_random_weights", "open_source"]
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
 _KINDS = (
     "timm:NAME, torchvision:NAME, package.module:factory, a .pt2 file, or a folder that prunus has written"
 )
@@ -109,9 +110,9 @@ def _opener_of(source: str) -> tuple[str, Callable[[str, bool], Opened]]:
         return zoo, _from_timm
     if zoo == "torchvision":
         return zoo, _from_torchvision
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return "artefact", _from_artefact
-    if Path(source).suffix.lower() in (".pt2", *_PICKLES):
+    if Path(source).suffix.lower() in (".pt2", *PICKLES):
         return "pt2", _from_file
     if _FACTORY.fullmatch(source):
         return "factory", _from_factory
@@ -151,7 +152,7 @@ def _load(model: nn.Module, path: Path) -> None:
         *([_listed(shapes)] if shapes else []),
     ]
     if problems:
-        raise SourceError(f"{path} does not fit the model: {'; '.join(problems)}.")
+        raise SourceError(f"{shown(path)} does not fit the model: {'; '.join(problems)}.")
     model.load_state_dict(found)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import ConfigError
+from prunus.files import read_text, shown, write_file
 
 __all__ = ["RankRow", "RankTable"]
 
 COLUMNS = ("name", "method", "inputs", "outputs", "full", "recommended", "ranks")
 _SHOWN = 10
+_MOST_BYTES = 2**26
 
 
 @dataclass
@@ -88,10 +90,7 @@ class RankTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([COLUMNS, *map(_cells, self.rows)])
         if path is not None:
-            try:
-                Path(path).write_text(text.getvalue(), encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"the table cannot be written to {path}: {error.strerror or error}") from error  # fmt: skip
+            write_file(Path(path), text.getvalue(), ConfigError, "table")
         return text.getvalue()
 
     @staticmethod
@@ -102,10 +101,10 @@ class RankTable:
             ConfigError: no such file, missing columns, or cells that are no whole numbers; names the lines.
         """
         try:
-            reader = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig")))
+            reader = csv.DictReader(io.StringIO(read_text(Path(path), ConfigError, "table", _MOST_BYTES)))
             lines, head = list(reader), reader.fieldnames or ()
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"the table {path} cannot be read: {error}") from error
+        except csv.Error as error:
+            raise ConfigError(f"the table {shown(path)} cannot be read: {error}") from error
         missing = [name for name in COLUMNS if name not in head]
         if missing:
             raise ConfigError(f"{path} is no table of ranks: it has no column {', '.join(missing)}")

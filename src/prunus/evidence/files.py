@@ -1,22 +1,19 @@
 """Calibration data from files of arrays, never from pickles."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from prunus.errors import SourceError
+from prunus.evidence.arrays import KINDS, read_arrays
+from prunus.files import PICKLES, reason_of, shown
 
 __all__ = ["CHUNK", "LABELS", "Arrays", "FileData"]
 
 CHUNK = 32  # samples at a time, where all of them come at once
 LABELS = "labels"
-_KINDS = (".npy", ".npz", ".safetensors")
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
 class Arrays(dict[str, Tensor]):
@@ -38,18 +35,18 @@ class FileData:
     """
 
     def __init__(self, path: Path, batch: int = CHUNK) -> None:
-        self.files = sorted(f for f in path.iterdir() if f.suffix in _KINDS) if path.is_dir() else [path]
+        self.files = _files(path)
         self._batch = batch
-        if not self.files or not path.exists():
-            raise SourceError(f"{path}: there is no {', '.join(_KINDS)} file there.")
+        if not self.files or not os.path.exists(path):
+            raise SourceError(f"{shown(path)}: there is no {', '.join(KINDS)} file there.")
         for file in self.files:
-            if file.suffix in _PICKLES:
+            if file.suffix in PICKLES:
                 raise SourceError(
-                    f"{file} is a pickle, which can run code when it is opened. Save the tensors with "
+                    f"{shown(file)} is a pickle, which can run code when it is opened. Save the tensors with "
                     "safetensors.torch.save_file({'x': tensor}, 'data.safetensors') instead."
                 )
-            if file.suffix not in _KINDS:
-                raise SourceError(f"{file}: calibration data comes as {', '.join(_KINDS)}.")
+            if file.suffix not in KINDS:
+                raise SourceError(f"{shown(file)}: calibration data comes as {', '.join(KINDS)}.")
         self._first = self._read(self.files[0])
 
     def __len__(self) -> int:
@@ -66,22 +63,22 @@ class FileData:
 
     @staticmethod
     def _read(file: Path) -> dict[str, Tensor]:
-        try:
-            if file.suffix == ".safetensors":
-                arrays = load_file(file)
-            else:
-                found = np.load(file, allow_pickle=False)
-                named = {"0": found} if isinstance(found, np.ndarray) else dict(found)
-                arrays = {
-                    name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()
-                }
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise SourceError(f"{file} cannot be read as data: {error}") from error
+        arrays = read_arrays(file)
         sizes = {name: tuple(array.shape) for name, array in arrays.items()}
         if not arrays or any(not shape for shape in sizes.values()):
             raise SourceError(
-                f"{file} holds no samples: {sizes or 'nothing'}; the first axis counts samples."
+                f"{shown(file)} holds no samples: {sizes or 'nothing'}; the first axis counts samples."
             )
         if len({shape[0] for shape in sizes.values()}) > 1:
-            raise SourceError(f"{file}: arrays of different numbers of samples: {sizes}.")
+            raise SourceError(f"{shown(file)}: arrays of different numbers of samples: {sizes}.")
         return arrays
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or those of a folder that may hold arrays."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        return sorted(file for file in path.iterdir() if file.suffix in KINDS)
+    except OSError as error:
+        raise SourceError(f"{shown(path)} cannot be opened: {reason_of(error)}.") from error

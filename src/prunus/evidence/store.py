@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from prunus.errors import ConfigError
+from prunus.files import open_file, shown, write_file
 
 __all__ = ["Evidence"]
 
@@ -94,15 +95,7 @@ class Evidence:
             "index": index,
         }
         content = save({str(i): total.contiguous() for i, (_, total) in enumerate(places)}, about)
-        temporary = Path(path).with_name(Path(path).name + ".part")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ConfigError(
-                f"the evidence cannot be written to {path}: {error.strerror or error}"
-            ) from error
+        write_file(Path(path), content, ConfigError, "evidence")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Evidence:
@@ -111,22 +104,31 @@ class Evidence:
         Raises:
             ConfigError: no such file, or no evidence.
         """
+        open_file(Path(path), ConfigError).close()
         try:
-            with safe_open(Path(path), "pt") as file:
-                about = file.metadata() or {}
-                if about.get("prunus_evidence") != _FORMAT:
-                    raise ConfigError(f"{path} is no evidence that this prunus reads")
-                index = json.loads(about["index"])
-                sums = {(k, g, layer): file.get_tensor(str(i)) for i, (k, g, layer) in enumerate(index)}
-                return Evidence(about["architecture"], int(about["samples"]), _nested(sums))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ConfigError(f"the evidence {path} cannot be read: {error}") from error
+            return _read(Path(path))
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"the evidence {shown(path)} cannot be read: {error}") from error
 
     def _flat(self) -> Iterator[tuple[tuple[str, str, str], Tensor]]:
         for key, groups in self.sums.items():
             for group, layers in groups.items():
                 for layer, total in layers.items():
                     yield (key, group, layer), total
+
+
+def _read(path: Path) -> Evidence:
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        if about.get("prunus_evidence") != _FORMAT:
+            raise ConfigError(f"{shown(path)} is no evidence that this prunus reads")
+        places = [tuple(place) for place in json.loads(about["index"])]
+        if not all(len(place) == 3 and all(isinstance(part, str) for part in place) for place in places):
+            raise ValueError("it does not say of what its sums are")
+        sums = {place: file.get_tensor(str(i)) for i, place in enumerate(places)}
+    return Evidence(about["architecture"], int(about["samples"]), _nested(sums))
 
 
 def _nested(flat: Mapping[tuple[str, str, str], Tensor]) -> Sums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -23,6 +24,7 @@ from prunus.criteria import as_criterion, needs_of
 from prunus.errors import ConfigError
 from prunus.evidence import Evidence, Progress, collect
 from prunus.evidence.forms import batches_of
+from prunus.files import reason_of, write_file
 from prunus.inputs import Inputs
 from prunus.recovery.outcome import Repair
 from prunus.recovery.pair import Pair
@@ -69,9 +71,9 @@ class Checkpoint:
         self._folder = Path(folder) / _digest(captured, data)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
-                f"checkpoint={str(folder)!r} is no folder that can be made: {error.strerror or error}"
+                f"checkpoint={str(folder)!r:.300} is no folder that can be made: {reason_of(error)}"
             ) from error
 
     def evidence(
@@ -121,16 +123,22 @@ class Finished:
             with safe_open(file, "pt") as opened:
                 about = json.loads((opened.metadata() or {})["about"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        except (OSError, SafetensorError, KeyError, ValueError):
+            path, repair = str(about["path"]), Repair(**about["repair"]) if about["repair"] else None
+            given = tensors.pop("given bias") if about["bias"] else None
+        except Exception:  # noqa: BLE001  whatever a damaged file does to those who read it
             return None
-        if about["bias"]:
-            pair.give_bias(node, about["path"], tensors.pop("given bias"))
+        if any(
+            name not in pair.tensors or pair.tensors[name].shape != t.shape for name, t in tensors.items()
+        ):
+            return None
+        if given is not None:
+            pair.give_bias(node, path, given)
         for name, tensor in tensors.items():
             was = pair.tensors[name]
             made = tensor.to(was.device, was.dtype)
             trained = isinstance(was, torch.nn.Parameter)
             pair.tensors[name] = torch.nn.Parameter(made, was.requires_grad) if trained else made
-        return about["path"], Repair(**about["repair"]) if about["repair"] else None
+        return path, repair
 
     def note(
         self, number: int, before: Mapping[str, Tensor], pair: Pair, path: str, repair: Repair | None
@@ -145,10 +153,9 @@ class Finished:
         if given:
             changed["given bias"] = pair.tensors[given[0]].detach().cpu().contiguous()
         about = {"path": path, "bias": bool(given), "repair": asdict(repair) if repair else None}
-        self._folder.mkdir(exist_ok=True)
-        temporary = self._file(number).with_suffix(".part")
-        temporary.write_bytes(save(changed, {"about": json.dumps(about)}))
-        os.replace(temporary, self._file(number))
+        with contextlib.suppress(OSError):  # writing says why
+            self._folder.mkdir(exist_ok=True)
+        write_file(self._file(number), save(changed, {"about": json.dumps(about)}), ConfigError, "checkpoint")
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:05}.safetensors"

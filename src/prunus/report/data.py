@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunus.errors import printable
 from prunus.report.replaced import ReplacedLayer
 
 
@@ -114,4 +115,4 @@ class Report:
     def __str__(self) -> str:
         from prunus.report.text import as_text
 
-        return as_text(self)
+        return printable(as_text(self))

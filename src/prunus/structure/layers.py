@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunus.errors import ConfigError
+from prunus.files import read_text, shown, write_file
 from prunus.structure.groups import Group
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("name", "channels", "kept", "group")
 _SHOWN = 10  # problems in one message
+_MOST_BYTES = 2**26
 
 
 @dataclass
@@ -116,11 +118,10 @@ class LayerTable:
             ConfigError: no such file, missing columns, or cells that are no whole numbers; names the rows.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-            reader = csv.DictReader(io.StringIO(text))
+            reader = csv.DictReader(io.StringIO(read_text(Path(path), ConfigError, "table", _MOST_BYTES)))
             lines, head = list(reader), reader.fieldnames or ()
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"the table {path} cannot be read: {error}") from error
+        except csv.Error as error:
+            raise ConfigError(f"the table {shown(path)} cannot be read: {error}") from error
         missing = [name for name in COLUMNS if name not in head]
         if missing:
             raise ConfigError(
@@ -195,8 +196,5 @@ def _row(number: int, cells: dict[str, str | None], problems: list[str]) -> Laye
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:
     if path is not None:
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"the table cannot be written to {path}: {error.strerror or error}") from error
+        write_file(Path(path), text, ConfigError, "table")
     return text

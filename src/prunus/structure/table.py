@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+from prunus.errors import printable
 from prunus.structure.groups import Group
 from prunus.structure.structure import Structure
 
@@ -34,7 +35,7 @@ def as_text(structure: Structure) -> str:
         lines += [f"  {each}" for each in partial.left_out]
     if structure.captured.left_out:
         lines += ["", f"Not part of the graph: {', '.join(structure.captured.left_out)}."]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def prunable_share(structure: Structure) -> float:
@@ -54,6 +55,7 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         rows: cells, the head first, equally many in each row.
         right: columns that are aligned to the right.
     """
+    rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     widths[-1] = len(rows[0][-1])
     lines = []

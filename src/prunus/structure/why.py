@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, printable
 from prunus.structure.chains import Chains, Tie
 from prunus.structure.groups import Group
 from prunus.structure.labels import Place, Reason, compact, varying
@@ -106,7 +106,7 @@ class Explanation:
         lines = [self.layer]
         for each in self.channels:
             lines += [f"  {line}" for line in (each.lines() if each in makes or not makes else each.brief())]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def explain(structure: Structure, layer: str) -> Explanation:
