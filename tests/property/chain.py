@@ -32,8 +32,8 @@ def prune(network: Network, pick: Pick) -> Pruned:
     Raises:
         PrunusError: whatever the stages raise: for a network and a plan that are legal, every such error is a defect.
     """
-    captured = capture(network.model, network.inputs)
-    structure = find_structure(captured)
+    structure = find_structure(capture(network.model, network.inputs))
+    captured = structure.captured
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)
     while structure.emptied(

@@ -13,6 +13,7 @@ import torch
 from prunus.capture import Captured
 from prunus.capture.garbage import uncollected
 from prunus.errors import PlanError
+from prunus.structure.composite import with_parts
 from prunus.structure.groups import Group, find_groups
 from prunus.structure.index import Position, find_positions
 from prunus.structure.interpret import Run
@@ -142,6 +143,7 @@ def find_structure(captured: Captured, *, keep_class: bool = False) -> Structure
         keep_class: packed projections (q, k and v in one layer) must keep equal widths, so that the user's own class can
             still take them apart.
     """
+    captured = with_parts(captured)
     with torch.no_grad():
         run = Run(captured).run()
     values = {node.name: value for node, value in run.values.items()}

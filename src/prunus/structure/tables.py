@@ -15,7 +15,20 @@ from torch import Tensor, fx
 from prunus.structure.labels import Labels, along
 from prunus.structure.value import Value
 
-COUNTING = ("aten::arange", "aten::linspace", "aten::logspace")
+# factories whose entries are all alike: any of them will do, and none needs to be taken from a whole
+ALIKE = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "empty_strided",
+    "scalar_tensor",
+    "empty_permuted",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+)
 TAKEN = "taken_from_table"  # mark of what surgery took from a table
 WHOLE = "whole_table"  # mark of the table that it was taken from
 
@@ -32,7 +45,7 @@ def is_table(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> bool:
     if node.all_input_nodes:
         values = [value_of(used) for used in node.all_input_nodes]
         return all(isinstance(value, Value) and value.data is not None for value in values)
-    return target._schema.name in COUNTING
+    return target._schema.name.removeprefix("aten::") not in ALIKE
 
 
 def table(labels: Labels, node: fx.Node, shape: tuple[int, ...]) -> Value:

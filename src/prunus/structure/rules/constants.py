@@ -23,7 +23,6 @@ from prunus.structure.value import Value
     "new_ones",
     "new_empty",
     "new_full",
-    "eye",
     "empty_strided",
 )
 def create(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:

@@ -151,16 +151,33 @@ def bilinear(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     )
 
 
+def is_plain(equation: str) -> bool:
+    """Whether no term of an equation takes a diagonal, by naming an axis twice."""
+    terms = equation.replace(" ", "").replace(".", "").partition("->")[0].split(",")
+    return all(len(set(term)) == len(term) for term in terms)
+
+
+def spelled(equation: str, ranks: list[int]) -> str:
+    """An equation with letters for the axes behind an ellipsis, and with the result's axes where it leaves them out."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms, extra = [], ""
+    for term, rank in zip(left.split(","), ranks, strict=True):
+        count = rank - len(term.replace("...", "")) if "..." in term else 0
+        letters = "".join(chr(0x3B1 + i) for i in reversed(range(count)))
+        terms.append(term.replace("...", letters))
+        extra = max(extra, letters, key=len)
+    if not arrow:
+        once = {letter for letter in left if letter.isalpha() and left.count(letter) == 1}
+        out = "..." + "".join(sorted(once))
+    return ",".join(terms) + "->" + out.replace("...", extra)
+
+
 @rule("einsum")
 def einsum(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
-    equation, operands = a.equation.replace(" ", ""), list(a.tensors)
-    if (
-        "->" not in equation
-        or "." in equation
-        or any(len(set(t)) != len(t) for t in equation.split("->")[0].split(","))
-    ):
+    operands = list(a.tensors)
+    if not is_plain(a.equation):
         return run.unknown(node)
-    inputs, out = equation.split("->")
+    inputs, out = spelled(a.equation, [len(value.shape) for value in operands]).split("->")
     terms = inputs.split(",")
     for value in operands:
         produce(run, value.tracks if len(terms) > 1 else ())
