@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
 from prunus.capture.parts import Partial
+from prunus.capture.twins import Twin
 from prunus.inputs import Inputs
 
 __all__ = ["Captured"]
@@ -52,6 +53,7 @@ class Captured:
         partial: What is known besides when only parts of the model could be captured: then ``model`` calls these parts
             one after another on ``run_inputs``, and is not what the user passed.
         unsettled: Nodes of a model made by surgery at which only numbers can tell whether the operands fit.
+        twins: Placeholder -> tensors on the same memory that the model's code holds besides.
         outputs: What the user says of each leaf of the output, see `with_outputs`: ``"keep"``, ``"free"`` (it may get narrower)
             or ``"drop"`` (the graph returns None in its place); empty where all keep their shapes.
     """
@@ -74,6 +76,7 @@ class Captured:
     packed: bool = False
     partial: Partial | None = None
     unsettled: tuple[str, ...] = ()
+    twins: dict[str, tuple[Twin, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
 
     @property

@@ -14,6 +14,7 @@ from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
 from prunus.capture.numbers import fold_numbers
 from prunus.capture.sizes import concrete, is_symbolic
+from prunus.capture.twins import merge_twins
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
@@ -59,6 +60,7 @@ def captured_from(
                 "operators, which prunus cannot follow. Capture a submodule that does without it."
             )
     _write_mutations(program, graph, placeholders, renamed)
+    twins = merge_twins(graph, placeholders, tensors, names, kinds)
     clean_graph(graph)
     fold_numbers(graph, tensors, kinds)
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
@@ -77,6 +79,7 @@ def captured_from(
         run_inputs=run_inputs,
         batch=_dynamic_batch(inputs, placeholders),
         model=model,
+        twins={name: each for name, each in twins.items() if name in tensors},
     )
 
 

@@ -121,6 +121,8 @@ def _cut_copy(model: nn.Module, captured: Captured, small: Captured) -> nn.Modul
     for placeholder, tensor in captured.tensors.items():
         if placeholder in small.tensors:
             memo[id(tensor)] = _owned(tensor, small.tensors[placeholder])
+            for twin in captured.twins.get(placeholder, ()):
+                memo[id(twin.tensor)] = memo[id(tensor)].detach().permute(twin.axes)
     copied = copy_of(model, memo)
     for placeholder in small.tensors.keys() - captured.tensors.keys():
         if small.kinds[placeholder] == "parameter":  # a bias that a layer did not have
