@@ -34,7 +34,7 @@ def test_a_row_is_named_by_the_layer_or_where_several_meet(structure: prunus.Str
         "qkv@linear_1",
     ]
     grouped = prunus.analyze(*network("grouped")).layers()
-    assert [(row.name, row.channels) for row in grouped] == [("0", 3), ("conv2d_1[rows]", 4), ("2", 16)]
+    assert [(row.name, row.channels) for row in grouped] == [("0", 3), ("2.conv2d_1[rows]", 4), ("2", 16)]
 
 
 def test_names_are_told_apart() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from prunus.capture import Captured
 from prunus.structure.hashing import distinct, hashed
 from prunus.structure.labels import Labels
-from prunus.structure.naming import Member, group_names, meeting_nodes
+from prunus.structure.naming import Member, group_names, meetings
 from prunus.structure.solve import Units
 
 
@@ -80,7 +80,7 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
         produced_labels[made] = True
     group_of, count = _partition(units, removable, _held_units(labels, units, removable))
     members = _members(captured, labels, units, group_of, count, produced_labels)
-    nodes = meeting_nodes(captured, labels, units, group_of, count)
+    met = meetings(captured, labels, units, group_of, count)
     order = np.argsort(group_of, kind="stable")
     starts = np.searchsorted(group_of[order], np.arange(count + 1))
     drafts = []
@@ -89,7 +89,7 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
         drafts.append(mine[np.argsort(units.first[mine], kind="stable")])
     rows, tied = _rows(units, group_of, removable, drafts)
     outer = _outer(units, group_of, removable, drafts)
-    names = group_names(members, nodes, units, drafts, outer)
+    names = group_names(members, met, units, drafts, outer)
     groups = []
     for g, mine in enumerate(drafts):
         held = None if removable[mine[0]] else _reason(units, mine[0])
@@ -102,7 +102,7 @@ def find_groups(captured: Captured, labels: Labels, units: Units) -> tuple[Group
                 rows.get(g),
                 tuple(names[t] for t in sorted(tied.get(g, ()))),
                 bool(outer[g]),
-                nodes[g],
+                met[g].node,
                 mine,
             )
         )

@@ -168,9 +168,7 @@ class LayerTable:
 def layer_table(groups: Sequence[Group]) -> LayerTable:
     """One row per group that can be pruned; heads and the like, which contain the channels of others, by their own names."""
     free = [g for g in groups if g.held is None]
-    names = [
-        g.name if g.outer else g.producers[0] if len(g.producers) == 1 else g.node or g.name for g in free
-    ]
+    names = [g.producers[0] if len(g.producers) == 1 and not g.outer else g.name for g in free]
     unique = [name if names.count(name) == 1 else g.name for name, g in zip(names, free, strict=True)]
     return LayerTable([LayerRow(n, g.size, None, g.name) for n, g in zip(unique, free, strict=True)])
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
+from torch import fx
 
 from prunus.capture import Captured
 from prunus.structure.hashing import distinct
 from prunus.structure.labels import Labels
 from prunus.structure.solve import Units
+from prunus.structure.source import module_of
 
 INPUT_SIDE = {
     "linear",
@@ -43,47 +46,77 @@ class Member:
         return self.parameter.rpartition(".")[0]
 
 
-def meeting_nodes(
+@dataclass(frozen=True)
+class Meeting:
+    """Where units of a group meet.
+
+    Attributes:
+        node: the first operator other than a layer, else the first of all; empty where there is none.
+        place: path of the module in whose forward all such operators are called; empty for the model's own.
+    """
+
+    node: str = ""
+    place: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the operator, as the user's code calls it: without the underscore of one that works in place."""
+        return re.sub(r"_(_\d+)?$", r"\1", self.node)
+
+
+def meetings(
     captured: Captured, labels: Labels, units: Units, group_of: np.ndarray, count: int
-) -> list[str]:
-    """The first operator other than a layer at which units of the group meet, else the first of all."""
-    target = {node.name: str(node.target) for node in captured.graph.nodes}
-    best, any_node = [""] * count, [""] * count
+) -> list[Meeting]:
+    """Where units of each group meet."""
+    nodes = {node.name: node for node in captured.graph.nodes}
     statements = [(a, node) for a, _, node in (*labels.edges, *labels.contains)]
     if not statements or not count:
-        return best
+        return [Meeting()] * count
     number = np.repeat(np.arange(len(statements)), [len(a) for a, _ in statements])
     group = group_of[units.of_label[np.concatenate([a for a, _ in statements])]]
+    met: list[list[str]] = [[] for _ in range(count)]
     for key in distinct(number[group >= 0] * count + group[group >= 0]).tolist():
-        node, g = statements[key // count][1], key % count
-        any_node[g] = any_node[g] or node
-        if not any(kind in target.get(node, "") for kind in INPUT_SIDE):
-            best[g] = best[g] or node
-    return [b or a for b, a in zip(best, any_node, strict=True)]
+        met[key % count].append(statements[key // count][1])
+    return [_meeting(names, nodes) for names in met]
+
+
+def _meeting(names: list[str], nodes: dict[str, fx.Node]) -> Meeting:
+    """Of all operators at which units of one group meet, in the order of the graph."""
+
+    def is_layer(name: str) -> bool:
+        return name in nodes and any(kind in str(nodes[name].target) for kind in INPUT_SIDE)
+
+    names = [name for name in names if not is_layer(name)] or names
+    paths = [module_of(nodes[name]).split(".") for name in names if name in nodes]
+    return Meeting(names[0] if names else "", ".".join(_common(paths)))
 
 
 def group_names(
     members: list[tuple[Member, ...]],
-    nodes: list[str],
+    met: list[Meeting],
     units: Units,
     drafts: list[np.ndarray],
     outer: np.ndarray,
 ) -> list[str]:
-    """A lone producer gives its path; several give their common path and the operator at which they meet."""
+    """A lone producer gives its path; several give the operator at which they meet, and where all of that is."""
     order = sorted(range(len(members)), key=lambda g: int(units.first[drafts[g][0]]))
     bases = []
+    short = []
     for g in range(len(members)):
         producers = list(dict.fromkeys(m.module or m.parameter for m in members[g] if m.produces))
         paths = producers or list(dict.fromkeys(m.module or m.parameter for m in members[g]))
-        prefix = _common([p.split(".") for p in paths])
-        base = paths[0] if len(paths) == 1 else ".".join([*prefix, nodes[g] or "group"])
+        prefix = ".".join(_common([p.split(".") for p in paths])) or met[g].place
+        base = paths[0] if len(paths) == 1 else ".".join(filter(None, (prefix, met[g].name or "group")))
         bases.append(base + "[rows]" if outer[g] else base)
+        # a number tells operators of one forward apart; elsewhere the place does
+        short.append(re.sub(r"_\d+$", "", base) if prefix and len(paths) > 1 and not outer[g] else base)
+    bases = [s if short.count(s) == 1 and s not in bases else b for s, b in zip(short, bases, strict=True)]
     names: list[str] = [""] * len(members)
     taken: set[str] = set()
     for g in order:
-        name = bases[g]
-        if bases.count(name) > 1 and nodes[g] and not name.endswith(nodes[g]):
-            name = f"{name}@{nodes[g]}"
+        name, node = bases[g], met[g].name
+        if bases.count(name) > 1 and node and not name.endswith(node):
+            name = f"{name}@{node}"
         count = 1
         while (unique := name if count == 1 else f"{name}#{count}") in taken:
             count += 1

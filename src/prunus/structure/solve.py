@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,11 +81,15 @@ class Units:
         return ~gone[self.of_label]
 
 
-def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
+def solve(statements: Labels, packs: Sequence[Pack] = ()) -> tuple[Labels, Units]:
     """Find the units. Grids whose rows cannot shrink independently are factorized into columns until none is left.
 
     The parts of `packs` shrink independently of each other.
+
+    Returns:
+        The statements with those that factorizing has added, and the units that they mean.
     """
+    labels = _copy(statements)
     apart = {pack.labels.tobytes(): pack for pack in packs}
     grids = []
     for grid in labels.grids:
@@ -101,9 +106,19 @@ def solve(labels: Labels, packs: Sequence[Pack] = ()) -> Units:
         units = _components(labels, grids)
         mixed = [grid for grid in grids if not _is_regular(units, grid)]
         if not mixed and not constrain(labels, units, grids):
-            return units
+            return labels, units
         for grid in mixed:
             _factorize(labels, units, grid)
+
+
+def _copy(labels: Labels) -> Labels:
+    """The same statements, to which more can be added without changing these."""
+    copied = copy.copy(labels)
+    for name, value in vars(labels).items():
+        if isinstance(value, list | dict):
+            setattr(copied, name, value.copy())
+    copied.made = {key: list(made) for key, made in labels.made.items()}
+    return copied
 
 
 def _components(labels: Labels, grids: list[Grid]) -> Units:

@@ -148,6 +148,6 @@ def find_structure(captured: Captured, *, keep_class: bool = False) -> Structure
         run = Run(captured).run()
     values = {node.name: value for node, value in run.values.items()}
     packs = () if keep_class else tuple(find_packs(captured, values))
-    units = solve(run.labels, packs)
-    groups = find_groups(captured, run.labels, units)
-    return Structure(captured, groups, run.labels, units, values, packs, keep_class)
+    labels, units = solve(run.labels, packs)
+    groups = find_groups(captured, labels, units)
+    return Structure(captured, groups, labels, units, values, packs, keep_class)
