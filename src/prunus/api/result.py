@@ -12,7 +12,7 @@ from prunus.artefact import save
 from prunus.capture import Captured
 from prunus.plan import Plan
 from prunus.report import Report
-from prunus.report.replaced import joined
+from prunus.report.joined import joined
 from prunus.structure import Structure
 
 __all__ = ["Result", "after"]

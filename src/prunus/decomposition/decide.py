@@ -55,13 +55,20 @@ class Work:
     Attributes:
         sites, methods: module path -> the layer, and the method that takes it.
         reasons: module path -> why a layer is left alone.
+        refused: paths of those whose replacement would not have paid.
         metrics: moments that are kept for a second use, where all of them fit into memory at once.
     """
 
     sites: dict[str, Site]
     methods: dict[str, Method]
     reasons: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Leave a layer alone because its replacement would not pay."""
+        self.reasons[path] = reason
+        self.refused.add(path)
 
     def bias(self, path: str, aware: bool, centered: bool) -> bool:
         """Whether what replaces a layer has a bias."""
@@ -164,8 +171,9 @@ def _those_that_pay(
         else:
             own = site.macs([site.geometry])
             said = ", ".join(map(str, chosen))
-            work.reasons[path] = (
-                f"at rank {said} it would not pay: {params / site.params:.0%} of the parameters, {macs / own:.0%} of the MACs"
+            work.refuse(
+                path,
+                f"at rank {said} it would not pay: {params / site.params:.0%} of the parameters, {macs / own:.0%} of the MACs",
             )
     return kept
 
@@ -192,7 +200,7 @@ def _under_target(
         if chosen[each.path]:
             ranks[each.path] = tuple(int(rank) for rank in each.ranks[chosen[each.path]])
         elif len(each.lost) == 1:
-            work.reasons[each.path] = "no rank pays"
+            work.refuse(each.path, "no rank pays")
         else:
             work.reasons[each.path] = "the target is met without it"
     return ranks

@@ -97,7 +97,7 @@ def executed(
         each = factored(site, kernel, work.methods[path], ranks[path], metric, has)
         late = slower(site, each.chain) if only_faster else None
         if late:
-            work.reasons[path] = late
+            work.refuse(path, late)
         else:
             made[path] = each
     work.metrics.clear()

@@ -83,6 +83,7 @@ class Report:
         seed: of the plan.
         allocation, options: how the plan chose numbers of channels, and which of its options differ from the defaults.
         replaced: layers that were, or could have been, replaced by chains of smaller ones.
+        steps: where several things were done, the report of each; `target`, `allocation` and `options` are theirs alone then.
     """
 
     form: str
@@ -104,6 +105,7 @@ class Report:
     allocation: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     replaced: tuple[ReplacedLayer, ...] = ()
+    steps: tuple[Report, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -64,7 +64,9 @@ def _layers(captured: Captured, outcome: Outcome) -> tuple[ReplacedLayer, ...]:
             weight = getattr(module, "weight", None)
             shape = () if weight is None else tuple(weight.shape)
             kind = type(module).__name__
-            alone = ReplacedLayer(path, kind, shape, "", (), params, params, 0, 0, None, None, work.reasons[path])  # fmt: skip
+            alone = ReplacedLayer(
+                path, kind, shape, "", (), params, params, 0, 0, None, None, work.reasons[path], path in work.refused
+            )  # fmt: skip
             found.append(alone)
     return tuple(found)
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from prunus.report.data import Report
-
-__all__ = ["REPLACED_HEAD", "ReplacedLayer", "joined", "replaced_cells", "replaced_line"]
+__all__ = ["REPLACED_HEAD", "ReplacedLayer", "replaced_cells", "replaced_line"]
 
 REPLACED_HEAD = ("layer", "method", "ranks", "params kept", "MACs kept", "predicted", "measured", "note")
 
@@ -27,6 +23,7 @@ class ReplacedLayer:
         predicted_error, measured_error: root of the mean squared error at the layer's output, relative to the output's spread about
             its mean: by the moments of the data (of the weight, without data), and as found on the data (on the example inputs).
         reason: why it was left alone, or None.
+        refused: it was left alone because that would not have paid.
     """
 
     path: str
@@ -41,6 +38,7 @@ class ReplacedLayer:
     predicted_error: float | None
     measured_error: float | None
     reason: str | None
+    refused: bool = False
 
 
 def replaced_cells(layer: ReplacedLayer) -> tuple[str, ...]:
@@ -66,37 +64,5 @@ def _error(error: float | None) -> str:
 def replaced_line(layers: tuple[ReplacedLayer, ...]) -> str:
     """How many layers were replaced, and how many not as it would not have paid."""
     done = sum(layer.reason is None for layer in layers)
-    refused = sum("pay" in (layer.reason or "") or "no faster" in (layer.reason or "") for layer in layers)
+    refused = sum(layer.refused for layer in layers)
     return f"{done} of {len(layers)} layers replaced; {refused} refused because that would not have paid."
-
-
-def joined(first: Report, second: Report) -> Report:
-    """One report for two things that were done one after the other."""
-    import dataclasses
-
-    said = [f"{_did(first)}, then {_did(second)}"] if first.method or second.method else []
-    changes: dict[str, Any] = {
-        "before": first.before,
-        "groups": first.groups or second.groups,
-        "layers": first.layers or second.layers,
-        "replaced": (*first.replaced, *second.replaced),
-        "recovery": first.recovery or second.recovery,
-        "notes": (*dict.fromkeys((*said, *first.notes, *second.notes)),),
-        "unknown_operators": {**first.unknown_operators, **second.unknown_operators},
-    }
-    if second.form == "class":
-        changes |= {"form": first.form, "form_reason": first.form_reason}
-    if first.verification and second.verification:
-        worse = max(first.verification, second.verification, key=_share)
-        changes["verification"] = {**worse, "remarks": [*first.verification["remarks"], *second.verification["remarks"]]}  # fmt: skip
-    return dataclasses.replace(second, **changes)
-
-
-def _share(verification: dict[str, Any]) -> float:
-    return verification["max_relative_error"] / verification["tolerance"]
-
-
-def _did(report: Report) -> str:
-    what = "decomposed" if report.replaced else "pruned"
-    target = ", ".join(f"{unit}={fraction:g}" for unit, fraction in report.target.items())
-    return f"{what} by {report.method or 'hand'}" + (f" to {target}" if target else "")

@@ -11,12 +11,12 @@ from prunus.report.text import (
     LAYER_HEAD,
     TOTALS_HEAD,
     asked,
+    checked_lines,
     counts_line,
     form_line,
     layer_cells,
     remarks,
     totals,
-    verification_line,
     versions_line,
 )
 from prunus.structure.table import by_operator
@@ -48,7 +48,8 @@ def print_report(report: Report, console: Console | None = None, *, layers: bool
     console.print(form_line(report), markup=False, highlight=False)
     passed = report.verification is not None and report.verification["passed"]
     style = "green" if passed else "yellow"
-    console.print(verification_line(report), style=style, markup=False, highlight=False)
+    for line in checked_lines(report):
+        console.print(line, style=style, markup=False, highlight=False)
     for line in (*remarks(report), *(line for line in by_operator(report.unknown_operators) if line)):
         console.print(line, style="yellow", markup=False, highlight=False)
     if layers and report.layers:

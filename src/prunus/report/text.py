@@ -14,9 +14,11 @@ __all__ = [
     "TOTALS_HEAD",
     "as_text",
     "asked",
+    "checked_lines",
     "counts_line",
     "form_line",
     "layer_cells",
+    "percent",
     "recovery_lines",
     "remarks",
     "totals",
@@ -38,8 +40,7 @@ def as_text(report: Report) -> str:
         *aligned([TOTALS_HEAD, *totals(report)], right=(1, 2, 3)),
         "",
         form_line(report),
-        verification_line(report),
-        *recovery_lines(report),
+        *checked_lines(report),
         *remarks(report),
         *(by_operator(report.unknown_operators)),
         "",
@@ -55,8 +56,27 @@ def _replaced(report: Report) -> list[str]:
     return [*aligned(cells, right=(2, 3, 4, 5, 6)), "", replaced_line(report.replaced)]
 
 
+def checked_lines(report: Report) -> list[str]:
+    """What was verified and repaired; where several things were done, of each."""
+    if not report.steps:
+        return [verification_line(report), *recovery_lines(report)]
+    lines = [
+        f"{number}. {line}"
+        for number, step in enumerate(report.steps, 1)
+        for line in (verification_line(step), *(_repaired(step)))
+    ]
+    return [*lines, *_evaluated(report)]
+
+
 def asked(report: Report) -> str:
-    """Method, target and how numbers were chosen, in a sentence."""
+    """Method, target and how numbers were chosen, in a sentence; of all steps, one after the other."""
+    if report.steps:
+        first, *others = (_asked(step) for step in report.steps)
+        return " ".join([first, *(f"Then {said[0].lower()}{said[1:]}" for said in others)])
+    return _asked(report)
+
+
+def _asked(report: Report) -> str:
     target = ", ".join(f"{unit}={fraction:g}" for unit, fraction in report.target.items())
     chosen = (
         "numbers given by hand"
@@ -89,6 +109,8 @@ def totals(report: Report) -> list[tuple[str, str, str, str]]:
 
 def form_line(report: Report) -> str:
     """What kind of module came back, and why."""
+    if report.form == "class" and report.replaced and report.layers:
+        return "Model: your own class with smaller parameters, and layers replaced by chains of smaller ones."
     if report.form == "class" and report.replaced:
         return "Model: your own class with layers replaced by chains of smaller ones."
     if report.form == "class":
@@ -105,7 +127,7 @@ def verification_line(report: Report) -> str:
     count = checked["inputs_checked"]
     said = "Verified" if checked["passed"] else "WRONG"
     error, tolerance = checked["max_relative_error"], checked["tolerance"]
-    if report.replaced and not report.groups:
+    if report.replaced:
         return (
             f"{said}: replaced layers differ from the product of their factors by {error:.1e} of their outputs' scale at most "
             f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} layer{'s' * (count != 1)})."
@@ -114,6 +136,11 @@ def verification_line(report: Report) -> str:
         f"{said}: differs from the masked original by {error:.1e} of the outputs' scale at most "
         f"(allowed {tolerance:.0e}; {checked['dtype']}, {count} input{'s' * (count != 1)})."
     )
+
+
+def percent(share: float) -> str:
+    """A share as text; what an estimate puts below zero is zero."""
+    return f"{max(share, 0.0):.1%}"
 
 
 def recovery_lines(report: Report) -> list[str]:
@@ -155,11 +182,11 @@ def _repaired(report: Report) -> list[str]:
             before, after = (statistics.median(r[key] for r in repairs) for key in ("before", "after"))
             lines.append(
                 f"Repaired: {len(repairs)} {said}, from {report.recovery['samples']:,} inputs without labels: their relative error "
-                f"fell from {before:.1%} to {after:.1%} in the median, on inputs that were held out."
+                f"fell from {percent(before)} to {percent(after)} in the median, on inputs that were held out."
             )
     worst = sorted(report.recovery.get("groups", {}).items(), key=lambda item: -item[1]["after"])[:3]
     if worst:
-        said = ", ".join(f"{name} {e['before']:.1%} → {e['after']:.1%}" for name, e in worst)
+        said = ", ".join(f"{name} {percent(e['before'])} → {percent(e['after'])}" for name, e in worst)
         lines.append(f"Most error left behind groups: {said}.")
     if report.recovery["biases"]:
         count = len(report.recovery["biases"])
