@@ -25,7 +25,7 @@ def test_the_names_are_few_and_sorted() -> None:
 def test_what_is_promised_is_there() -> None:
     promised = """analyze plan apply compress decompose load Result Target Plan GroupPlan Structure Group Member
     Inputs Report Verification L1Norm L2Norm GeometricMedian BatchNormScale Options LayerTable Random
-    ByIndex GroupView MemberView Criterion register_criterion PrunusError"""
+    ByIndex GroupView MemberView Criterion register_criterion PrunusError InputError"""
     assert set(promised.split()) <= set(NAMES)
     errors = {name for name in vars(prunus.errors) if name.endswith("Error")}
     assert errors <= set(NAMES)

@@ -168,7 +168,7 @@ def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, f
     return Plan(
         architecture=architecture_hash(structure.captured),
         groups=tuple(groups),
-        inputs=describe(structure.captured.example),
+        inputs=describe(structure.captured),
         method=method,
         target=target,
         keep_class=structure.keep_class,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunus.capture import Captured, Dynamic
 from prunus.capture.reading.plain import treespec_problem
 from prunus.errors import PlanError
 from prunus.inputs import Inputs
@@ -16,10 +17,30 @@ MAX_VALUES = 1 << 16
 MAX_ELEMENTS = 1 << 28
 
 
-def describe(inputs: Inputs) -> dict[str, Any]:
-    """Shapes and dtypes of the inputs; the values of integer and boolean tensors, which must be valid to run."""
-    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
-    return {"structure": pytree.treespec_dumps(spec), "leaves": [_leaf(x) for x in leaves]}
+def describe(captured: Captured) -> dict[str, Any]:
+    """Shapes and dtypes of the example inputs; the values of integer and boolean tensors, which must be valid to run; and the axes
+    that were to be free when the model was captured.
+    """
+    leaves, spec = pytree.tree_flatten((captured.example.args, captured.example.kwargs))
+    free = sorted(list(axis) for axis in captured.shapes.asked)
+    return {"structure": pytree.treespec_dumps(spec), "leaves": [_leaf(x) for x in leaves], "free": free}
+
+
+def asked(described: dict[str, Any]) -> Dynamic:
+    """The axes that were to be free when the plan was made; all that can be where it does not say.
+
+    Raises:
+        PlanError: the description is damaged.
+    """
+    free = described.get("free", "auto")
+    if free == "auto":
+        return "auto"
+    pairs = free if isinstance(free, list) else [free]
+    if any(not isinstance(pair, list) or [type(number) for number in pair] != [int, int] for pair in pairs):
+        raise PlanError(
+            "the plan does not say which axes of the inputs are free, as pairs of an input and an axis"
+        )
+    return frozenset((leaf, axis) for leaf, axis in pairs)
 
 
 def _leaf(x: Any) -> dict[str, Any]:

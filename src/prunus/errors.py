@@ -9,7 +9,8 @@
     ├── PlanError           a plan does not fit the model, or contradicts itself
     ├── SurgeryError        the network could not be cut as the plan says
     ├── VerificationError   the cut network does not compute what it should
-    └── ArtefactError       a saved result cannot be written or read
+    ├── ArtefactError       a saved result cannot be written or read
+    └── InputError          a graph is called with inputs for which it does not hold
 
 Every message says what happened, where (module path, node, source line, shapes), and what to do about it.
 """
@@ -18,6 +19,7 @@ __all__ = [
     "ArtefactError",
     "CaptureError",
     "ConfigError",
+    "InputError",
     "PlanError",
     "PrunusError",
     "SourceError",
@@ -74,3 +76,7 @@ class VerificationError(PrunusError):
 
 class ArtefactError(PrunusError):
     """A saved result that cannot be written or read."""
+
+
+class InputError(PrunusError):
+    """A graph was called with inputs of a size or kind for which it does not hold."""

@@ -131,7 +131,7 @@ def test_a_fixed_batch_is_captured_as_given_and_said() -> None:
 
     for size in (1, 3):
         captured = capture(Fixed(), torch.randn(size, 4))
-        assert captured.batch is None and "fixes the batch size of x" in str(captured.static_reason)
+        assert captured.batch is None and f"needs {size} there, at {__file__}" in str(captured.static_reason)
         assert captured.run_inputs is captured.example
         assert calls(captured) == ["aten.linear.default"] * size
         assert all(

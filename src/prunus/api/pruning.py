@@ -17,7 +17,9 @@ from prunus.api.result import Result
 from prunus.api.scores import Scores
 from prunus.capture import (
     Captured,
+    Dynamic,
     capture,
+    checked_dynamic,
     checked_outputs,
     require_values,
     scripted_paths,
@@ -36,6 +38,7 @@ from prunus.report import build_report, errors_by_group
 from prunus.request import Problems, checked_flags, requested, settled
 from prunus.structure import LayerTable, Structure, find_structure
 from prunus.surgery import (
+    axes_written_as_numbers,
     compare,
     cut,
     fold_constants,
@@ -57,6 +60,7 @@ def analyze(
     *,
     keep_class: bool = False,
     outputs: Mapping[str, str] | str | None = None,
+    dynamic: Dynamic = "auto",
 ) -> Structure:
     """Find which channels of a model live and die together, and why some cannot.
 
@@ -73,17 +77,27 @@ def analyze(
             of a free output may leave, so that it gets narrower, as in a backbone whose maps go into layers of your own. What is
             dropped is not computed, held or verified any more; a result in graph form returns None in its place, and the user's
             own class comes back only if its forward still runs. One word goes for all outputs.
+        dynamic: which axes of the inputs may have other sizes than in the example: `"auto"` (every axis that can), `"batch"`, `"none"`,
+            or axes by the name of the input, `{"x": [0, 2, 3]}`. What cannot be free is fixed, and the report says why; only for
+            axes given by name that is an error. Exported programs keep the axes that they were exported with.
 
     Raises:
-        ConfigError: an output that is not there.
+        ConfigError: an output that is not there, or an axis.
         CaptureError: the model cannot be exported, the inputs do not fit it, or its weights are not finite.
         StructureError: the graph cannot be followed.
     """
     problems = Problems()
     problems.of(checked_flags, keep_class=keep_class)
     problems.of(checked_outputs, outputs)
+    problems.of(checked_dynamic, dynamic)
     problems.settle()
-    return structure_of(with_outputs(capture(model, example_inputs), outputs), keep_class)
+    captured = with_outputs(capture(model, example_inputs, dynamic), outputs)
+    structure = find_structure(captured, keep_class=keep_class)
+    stuck = axes_written_as_numbers(structure)
+    if stuck and captured.model is not None and captured.partial is None:
+        captured = with_outputs(capture(model, example_inputs, captured.shapes.asked - stuck), outputs)
+        structure = find_structure(captured, keep_class=keep_class)
+    return with_class_ties(structure) if keep_class else structure
 
 
 def structure_of(captured: Captured, keep_class: bool) -> Structure:
@@ -271,6 +285,7 @@ def compress(
     multiple_of: int = 1,
     keep_class: bool = False,
     outputs: Mapping[str, str] | str | None = None,
+    dynamic: Dynamic = "auto",
     verify: bool = True,
     measure_latency: bool = False,
     seed: int = 0,
@@ -292,7 +307,7 @@ def compress(
         example_inputs: see `analyze`.
         method: see `plan`; by default `"obs"` with data and `"l2"` without.
         target, ratio, table, allocation, options, hold, floors, multiple_of, seed, loss, progress: see `plan`.
-        keep_class, outputs: see `analyze`.
+        keep_class, outputs, dynamic: see `analyze`.
         verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
         data: batches like the example inputs, in any of the forms that `plan` lists; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
@@ -341,12 +356,13 @@ def compress(
         allow_bias=allow_bias,
     )
     problems.of(checked_outputs, outputs)
+    problems.of(checked_dynamic, dynamic)
     steps = problems.of(checked_steps, recover)
     scores = problems.of(Scores, evaluate) if evaluate is not None else None
     problems.of(checked_checkpoint, checkpoint, data)
     problems.settle()
     data = request.data
-    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs)
+    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs, dynamic=dynamic)
     if data is not None and not isinstance(data, Evidence) and steps:
         require_whole(structure.captured)
     wanted = settled(structure, request, ahead=bool(steps) or scores is not None)

@@ -10,7 +10,7 @@ import torch
 
 from prunus.allocation import Target
 from prunus.api.result import Result, after
-from prunus.capture import Captured, architecture_hash, capture, require_values
+from prunus.capture import Captured, Dynamic, architecture_hash, capture, require_values
 from prunus.decomposition.align import with_names_of
 from prunus.decomposition.decide import Work
 from prunus.decomposition.request import requested
@@ -47,6 +47,7 @@ def decompose(
     correct_bias: bool = True,
     measure_latency: bool = False,
     recover: bool | str | Sequence[str] = False,
+    dynamic: Dynamic = "auto",
 ) -> Result:
     """Replace layers by chains of smaller ones. Give exactly one of `target`, `ranks` and `table`.
 
@@ -74,6 +75,7 @@ def decompose(
         recover: with data, the steps by which the new model is fitted to what the original computes, see `apply`: the last
             factor of each replaced layer and the layers behind it, on inputs from what has been fitted already. True for all,
             False for none. Compare both: where data are few it can also do harm.
+        dynamic: see `analyze`.
 
     Returns:
         The result: model, plan, report.
@@ -104,7 +106,7 @@ def decompose(
     if earlier is not None:
         source = earlier.model
         example_inputs = earlier.captured.example if example_inputs is None else example_inputs
-    captured = capture(source, example_inputs)
+    captured = capture(source, example_inputs, dynamic)
     if captured.partial is not None:
         raise CaptureError(
             f"the model can only be captured in parts ({', '.join(captured.partial.parts)}), and layers are replaced in whole "
@@ -116,14 +118,14 @@ def decompose(
             "around the packing by themselves, and put them back"
         )
     if captured.model is None:
-        captured = capture(lift(captured), captured.example)
+        captured = capture(lift(captured), captured.example, dynamic)
     require_values(captured.tensors, captured.names)
     require_fitting(captured, data)
     work, chosen = decided(captured, request, data, hold)
     made = Plan(
         architecture=architecture_hash(captured),
         groups=(),
-        inputs=describe(captured.example),
+        inputs=describe(captured),
         method="+".join(each.name for each in request.methods),
         target=target.to_dict() if target is not None else {},
         options={} if target is not None else {"ranks": "manual" if isinstance(request.goal, Mapping) else str(request.goal)},

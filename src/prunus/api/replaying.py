@@ -15,10 +15,10 @@ from prunus.api.pruning import execute, structure_of
 from prunus.api.replacing import replaced
 from prunus.api.result import Result, after
 from prunus.api.scores import Scores
-from prunus.capture import architecture_hash, capture, with_outputs
+from prunus.capture import Dynamic, architecture_hash, capture, with_outputs
 from prunus.decide import FOLLOWING
 from prunus.decomposition.run import of_plan
-from prunus.describe import rebuild
+from prunus.describe import asked, rebuild
 from prunus.errors import PlanError
 from prunus.evidence import as_data
 from prunus.evidence.batches import require_fitting
@@ -34,6 +34,7 @@ def apply(
     plan: Plan | str | os.PathLike[str],
     *,
     example_inputs: Any = None,
+    dynamic: Dynamic | None = None,
     verify: bool = True,
     measure_latency: bool = False,
     data: Any = None,
@@ -47,6 +48,7 @@ def apply(
         model: the model that the plan was made for, or a fresh one of the same architecture with any weights.
         plan: from `prunus.plan` or another compression, or the path of a plan.json or of a folder that prunus has written.
         example_inputs: only needed where the plan cannot describe them.
+        dynamic: see `analyze`; by default as the plan was made.
         verify: compare the result with the masked original; nothing wrong is handed back. With False it is still done
             where the labels that are left do not settle that all operands fit.
         measure_latency: also time both models.
@@ -75,11 +77,11 @@ def apply(
     problems.settle()
     one_step = made.then is None and not made.layers
     how = _How(verify, measure_latency, data, steps, allow_bias, scores)
-    result = _applied(model, made, example_inputs, how, each_step=one_step)
+    result = _applied(model, made, example_inputs, how, dynamic, each_step=one_step)
     following = made.then
     while following is not None:
         alone = dataclasses.replace(following, then=None)
-        result = after(result, _applied(result.model, alone, None, how))
+        result = after(result, _applied(result.model, alone, None, how, None))
         following = following.then
     if scores and not one_step:
         scores.note("result", result.model)
@@ -116,7 +118,14 @@ class _How:
     scores: Scores | None
 
 
-def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How, each_step: bool = False) -> Result:
+def _applied(
+    model: Any,
+    plan: Plan,
+    example_inputs: Any,
+    how: _How,
+    dynamic: Dynamic | None,
+    each_step: bool = False,
+) -> Result:
     """Execute one plan, without what follows it."""
     inputs = (
         example_inputs
@@ -125,7 +134,9 @@ def _applied(model: Any, plan: Plan, example_inputs: Any, how: _How, each_step: 
         if isinstance(model, nn.Module)
         else None
     )
-    captured = with_outputs(capture(model, inputs), plan.outputs)
+    captured = with_outputs(
+        capture(model, inputs, asked(plan.inputs) if dynamic is None else dynamic), plan.outputs
+    )
     if how.data is not None and how.steps:
         if not plan.layers:
             require_whole(captured)

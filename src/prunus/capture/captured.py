@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
 from prunus.capture.parts import Partial
+from prunus.capture.shapes import Shapes
 from prunus.capture.twins import Twin
 from prunus.inputs import Inputs
 
@@ -43,6 +44,7 @@ class Captured:
         run_inputs: The inputs that the graph was captured with: the example, with a batch of 1 repeated to 2. Where only parts
             could be captured, larger dynamic batches are cut to 2.
         others: Further examples of the sizes of ``run_inputs``.
+        shapes: What the inputs have to look like: which sizes are free, which are fixed.
         batch: Size of the dynamic batch in ``run_inputs``, or None when the graph holds for one batch size.
         static_reason: Why the batch is not dynamic; None when it is.
         model: The user's model (what a wrapper such as ``DataParallel`` or ``torch.compile`` holds, not the
@@ -70,6 +72,7 @@ class Captured:
     run_inputs: Inputs
     batch: int | None
     others: tuple[Inputs, ...] = ()
+    shapes: Shapes = field(default_factory=Shapes)
     model: nn.Module | None = None
     static_reason: str | None = None
     left_out: tuple[str, ...] = ()

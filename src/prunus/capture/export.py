@@ -1,12 +1,14 @@
-"""Export a module with a dynamic batch where the model allows it."""
+"""Export a module with free sizes where the model allows it."""
 
 import contextlib
+import importlib
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,11 @@ from torch.utils import _pytree as pytree
 
 from prunus.capture.batch import batch_size, batched_tensors, describe_inputs, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
+from prunus.capture.dynamic import Dynamic, batch_axes, wanted_axes
+from prunus.capture.guards import fixed_sizes, keep_guards_of_code
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept
-from prunus.capture.sizes import is_symbolic
+from prunus.capture.shapes import Axis
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
@@ -37,58 +41,130 @@ class Export(NamedTuple):
         run_inputs: The inputs that it was exported with.
         static_reason: Why the batch is not dynamic; None when it is.
         left_out: Outputs that are no tensors or constants and that the program does not return.
+        reasons: Name of a size that is fixed, such as ``"x.2"`` -> why.
+        asked: The axes that were to be free in this export.
     """
 
     program: ExportedProgram
     run_inputs: Inputs
     static_reason: str | None
     left_out: tuple[str, ...]
+    reasons: Mapping[str, str] = MappingProxyType({})
+    asked: frozenset[Axis] = frozenset()
 
 
-def export_module(model: nn.Module, example: Inputs) -> Export:
+def export_module(model: nn.Module, example: Inputs, dynamic: Dynamic = "auto") -> Export:
     """Export a module that is in evaluation mode.
 
+    Args:
+        model: The module.
+        example: Inputs with which it runs.
+        dynamic: Which axes of the inputs are to be free, see `Dynamic`. Those that cannot be are fixed, with a reason; axes
+            that are asked for by name have to be free.
+
     Raises:
-        CaptureError: If the inputs do not fit the model's forward, or the forward cannot be exported.
+        ConfigError: If `dynamic` makes no sense for these inputs.
+        CaptureError: If the inputs do not fit the model's forward, the forward cannot be exported, or it fixes an axis
+            that was asked for by name.
     """
+    wanted, batch = wanted_axes(dynamic, model, example), batch_axes(example)
+    why = None
     with only_plain_outputs(model) as left_out, _plain_surroundings():
-        dynamic, reason = _export_dynamic(model, example)
-        if dynamic is not None:
-            program, run_inputs = dynamic
+        for free in dict.fromkeys((wanted, wanted & batch, *_without_batch(wanted, example), frozenset())):
+            try:
+                program, run_inputs, fixed = _exported_free(model, example, free)
+            except _FailedError as failed:
+                why = str(failed)
+                continue
+            break
         else:
-            program, run_inputs = _export_static(model, example), example
-    return Export(program, run_inputs, reason, tuple(left_out))
+            raise AssertionError("an export without free axes ends with a program or an error")
+    if wanted - free:
+        names = _size_names(program, wanted - free)
+        fixed = {**dict.fromkeys(names, why or "the model cannot be exported with it free"), **fixed}
+    if isinstance(dynamic, Mapping | list | tuple) and fixed:
+        name, reason = next(iter(fixed.items()))
+        raise CaptureError(
+            f"Axis {name.rpartition('.')[2]} of the input {name.rpartition('.')[0]} cannot be free: {reason}. Leave it out of dynamic."
+        )
+    static = [reason for name, reason in fixed.items() if name in _size_names(program, batch)]
+    if not batch:
+        static = ["no input tensor has a dimension that could be a batch"]
+    elif not wanted & batch:
+        static = ["a dynamic batch was not asked for"]
+    return Export(program, run_inputs, next(iter(static), None), tuple(left_out), fixed, free)
 
 
-def _export_dynamic(
-    model: nn.Module, example: Inputs
-) -> tuple[tuple[ExportedProgram, Inputs] | None, str | None]:
-    """Export with a dynamic batch: the program and its inputs, or None and why that does not work."""
-    size = batch_size(example)
-    if size is None:
-        return None, "no input tensor has a dimension that could be a batch"
-    # torch.export takes sizes of 0 and 1 for constants
-    run_inputs = with_batch(example, 1, 2) if size == 1 else example
-    shapes = ShapesCollection()
-    for tensor in batched_tensors(run_inputs, max(size, 2)):
-        shapes[tensor] = {0: Dim.AUTO}
+def _without_batch(wanted: frozenset[Axis], example: Inputs) -> list[frozenset[Axis]]:
+    """Where one sample is given, two may be what the forward cannot take."""
+    return [wanted - batch_axes(example)] if batch_size(example) == 1 else []
+
+
+class _FailedError(Exception):
+    """The model cannot be exported with these axes free."""
+
+
+def _exported_free(
+    model: nn.Module, example: Inputs, free: frozenset[Axis]
+) -> tuple[ExportedProgram, Inputs, dict[str, str]]:
+    """Export with some axes free: the program, its inputs, and why some of the axes are fixed all the same.
+
+    Raises:
+        _FailedError: If that does not work.
+        CaptureError: If it does not work without free axes either.
+    """
+    if not free:
+        return _export_static(model, example), example, {}
+    batch = batch_axes(example)
+    # sizes of 1 are broadcast, so torch could not tell what follows the batch
+    doubled = batch_size(example) == 1 and bool(free & batch)
+    run_inputs = with_batch(example, 1, 2) if doubled else example
+    shapes, leaves = ShapesCollection(), pytree.tree_leaves((run_inputs.args, run_inputs.kwargs))
+    for leaf, tensor in enumerate(leaves):
+        if isinstance(tensor, Tensor):
+            shapes[tensor] = {axis: Dim.AUTO for axis in range(tensor.dim()) if (leaf, axis) in free}
     try:
-        with _quiet():
+        with _quiet(), _any_size():
             program = torch.export.export(model, run_inputs.args, run_inputs.kwargs, dynamic_shapes=shapes)
     except CaptureError:
         raise
     except GuardOnDataDependentSymNode as error:
-        # the values of tensors decide, whatever the size of the batch
+        # the values of tensors decide, whatever the sizes
         raise _explained(model, example, error) from error
-    except Exception as error:  # noqa: BLE001  torch.export raises whatever the model's own code raises
+    except Exception as error:
         place = place_in_model(error)
-        return None, f"export with a dynamic batch failed: {first_line(error)}" + (
-            f" ({place})" if place else ""
-        )
-    fixed = [name for name, size in _sizes_of_batched(program, max(size, 2)) if not is_symbolic(size)]
-    if fixed:
-        return None, f"the model's forward fixes the batch size of {', '.join(fixed)}"
-    return (program, run_inputs), None
+        raise _FailedError(
+            f"export with free sizes failed: {first_line(error)}" + (f" ({place})" if place else "")
+        ) from error
+    fixed = fixed_sizes(program, free)
+    if doubled and any(axis in fixed for axis in free & batch):
+        # the forward fixes the batch: then to the size that the user has
+        rest = frozenset(axis for axis in free if axis not in fixed) - batch
+        program, run_inputs, more = _exported_free(model, example, rest)
+        return program, run_inputs, {**more, **_named(program, fixed)}
+    keep_guards_of_code(program)
+    return program, run_inputs, _named(program, fixed)
+
+
+@contextlib.contextmanager
+def _any_size() -> Iterator[None]:
+    """Let torch not take sizes of 0 and 1 for impossible: what a forward makes of them becomes a guard.
+
+    Sizes that have to be equal for a view to be possible are then found to be so (the batches of two inputs).
+    """
+    config: Any = importlib.import_module("torch.fx.experimental._config")
+    options = {"backed_size_oblivious": True, "unify_view_symbols_bso_meta": True}
+    with config.patch({name: value for name, value in options.items() if hasattr(config, name)}):
+        yield
+
+
+def _named(program: ExportedProgram, fixed: Mapping[Axis, str]) -> dict[str, str]:
+    return {name: reason for axis, reason in fixed.items() for name in _size_names(program, {axis})}
+
+
+def _size_names(program: ExportedProgram, axes: Iterable[Axis]) -> list[str]:
+    users = list(program.graph_signature.user_inputs)
+    return [f"{users[leaf]}.{axis}" for leaf, axis in sorted(axes)]
 
 
 def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) -> Export:
@@ -113,19 +189,6 @@ def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) 
         except Exception:  # noqa: BLE001  torch.export raises whatever the model's own code raises
             program = _export_static(module, example)
     return Export(program, example, "the model was captured in parts", tuple(left_out))
-
-
-def _sizes_of_batched(program: ExportedProgram, size: int) -> list[tuple[str, int | torch.SymInt]]:
-    """Placeholders of the inputs whose dim 0 was made dynamic, with what came of it."""
-    users = set(program.graph_signature.user_inputs)
-    sizes = []
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        if node.name in users and isinstance(value, Tensor) and value.dim():
-            first = value.shape[0]
-            if isinstance(first, torch.SymInt) or first == size:
-                sizes.append((node.name, first))
-    return sizes
 
 
 def _export_static(model: nn.Module, example: Inputs) -> ExportedProgram:

@@ -185,7 +185,7 @@ def _try(
             if twin in exports and exports[twin].static_reason is None:
                 search.same[path, kind] = twin
             else:
-                exports[kind] = export_module(module, call)
+                exports[kind] = export_module(module, call, "batch")
     except CaptureError as error:
         search.left_out.append(_left_out(path, error))
         return False

@@ -1,5 +1,7 @@
 """From an exported program to `Captured`: names, ties, and the graph's final form."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
 from prunus.capture.numbers import fold_numbers
+from prunus.capture.shapes import shapes_of
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.capture.twins import merge_twins
 from prunus.errors import CaptureError
@@ -28,7 +31,11 @@ _KINDS = {
 
 
 def captured_from(
-    program: ExportedProgram, model: nn.Module | None, example: Inputs, run_inputs: Inputs
+    program: ExportedProgram,
+    model: nn.Module | None,
+    example: Inputs,
+    run_inputs: Inputs,
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> Captured:
     """Bring an exported program into the form that later stages read; the program stays as it is.
 
@@ -78,6 +85,7 @@ def captured_from(
         example=example,
         run_inputs=run_inputs,
         batch=_dynamic_batch(inputs, placeholders),
+        shapes=shapes_of(program, inputs, reasons),
         model=model,
         twins={name: each for name, each in twins.items() if name in tensors},
     )

@@ -25,6 +25,7 @@ from prunus.capture.reading.archive import Archive, DamagedArchiveError, require
 from prunus.capture.reading.consistent import InconsistentError, require_consistent
 from prunus.capture.reading.payload import read_tensors
 from prunus.capture.reading.plain import NotPlainError, require_plain
+from prunus.capture.shapes import GUARDS
 from prunus.errors import CaptureError, SourceError
 from prunus.files import PICKLES, open_file, shown
 
@@ -99,6 +100,7 @@ def _program(archive: Archive) -> ExportedProgram:
     if "byteorder" in archive.names and archive.read("byteorder") != b"little":
         raise NotPlainError("its numbers are in another order of bytes")
     about = _read_json(archive, _MODEL, schema.ExportedProgram)
+    guards = about["guards_code"]
     about["guards_code"] = []  # Python, which program.module() would run
     _forget_metadata(about["graph_module"])
     weights, constants = (
@@ -112,6 +114,7 @@ def _program(archive: Archive) -> ExportedProgram:
         _samples(archive),
     )
     require_consistent(program)
+    program.graph_module.meta[GUARDS] = guards  # these are read as arithmetic, and never run
     return program
 
 

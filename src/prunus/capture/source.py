@@ -1,5 +1,6 @@
 """The entry: whatever holds a model becomes a `Captured`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture.batch import describe_inputs, with_batch
 from prunus.capture.captured import Captured
 from prunus.capture.diagnose import first_line
+from prunus.capture.dynamic import Dynamic, wanted_axes
 from prunus.capture.examples import alike, require_running, several_hint
 from prunus.capture.export import Export, NotExportableError, export_module
 from prunus.capture.kinds import on_the_device_of, require_ordinary
@@ -28,7 +30,9 @@ from prunus.inputs import Inputs, as_examples
 __all__ = ["capture"]
 
 
-def capture(source: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None) -> Captured:
+def capture(
+    source: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None, dynamic: Dynamic = "auto"
+) -> Captured:
     """Turn a model into one graph in which parameters are values like any other.
 
     A module is captured in evaluation mode and left as found: mode, hooks, attributes, gradients, random
@@ -40,6 +44,8 @@ def capture(source: nn.Module | ExportedProgram | str | Path, example_inputs: An
             ``DistributedDataParallel`` and ``torch.compile`` wrappers are taken off.
         example_inputs: Anything that `as_examples` takes. Dim 0 of the first tensor is the batch; so is dim 0
             of every other tensor where it has the same size. Optional for a program that has kept its own.
+        dynamic: Which axes of the inputs of a module are to be free: ``"auto"`` (every axis that can be), ``"batch"``,
+            ``"none"``, or axes by the name of the input, ``{"x": [0, 2, 3]}``. A program's axes are as it was exported.
 
     Raises:
         SourceError: If the source is not, or does not hold, a model that can be captured.
@@ -56,10 +62,10 @@ def capture(source: nn.Module | ExportedProgram | str | Path, example_inputs: An
             "torch.export.ExportedProgram or the path of a .pt2 file. For a function, put it in the "
             "forward of a module."
         )
-    return _capture_module(_unwrapped(source), example_inputs)
+    return _capture_module(_unwrapped(source), example_inputs, dynamic)
 
 
-def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
+def _capture_module(model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> Captured:
     if example_inputs is None:
         raise ConfigError(
             "A module is captured by following one call: pass the inputs of that call as example_inputs."
@@ -72,38 +78,50 @@ def _capture_module(model: nn.Module, example_inputs: Any) -> Captured:
     example, *others = (on_the_device_of(model, each) for each in (example, *others))
     with left_as_found(model):
         try:
-            export = export_module(model, example)
+            export = export_module(model, example, dynamic)
             if forget_caches(model, export.program.constants.values()):
-                export = _second(model, example, export)
-            captured = captured_from(export.program, model, example, export.run_inputs)
+                export = _second(model, example, export, dynamic)
+            captured = captured_from(export.program, model, example, export.run_inputs, export.reasons)
             require_operands(model, captured.graph, example)
         except NotExportableError as error:
             require_running(model, others)
-            packed = _capture_packed(model, example, others) if packs(model, example) else None
-            return packed or _capture_parts(model, [example, *others], error)
+            packed = _capture_packed(model, example, others, dynamic) if packs(model, example) else None
+            return packed or _capture_parts(model, [example, *others], error, dynamic)
         except CaptureError as error:
             raise CaptureError(f"{error}{several_hint(example_inputs)}") from error.__cause__
         require_running(model, others)
     return captured.with_(
-        static_reason=export.static_reason, left_out=export.left_out, others=alike(others, export.run_inputs)
+        static_reason=export.static_reason,
+        left_out=export.left_out,
+        others=alike(others, export.run_inputs),
+        batch=None if export.static_reason else captured.batch,
+        shapes=dataclasses.replace(captured.shapes, asked=export.asked),
     )
 
 
-def _capture_packed(model: nn.Module, example: Inputs, others: list[Inputs]) -> Captured | None:
+def _capture_packed(
+    model: nn.Module, example: Inputs, others: list[Inputs], dynamic: Dynamic
+) -> Captured | None:
     """A model that packs sequences, at full lengths; None where that is not what keeps it from being exported."""
     try:
         with FullLengths():
-            export = export_module(model, example)
-        captured = captured_from(export.program, model, example, export.run_inputs)
+            export = export_module(model, example, dynamic)
+        captured = captured_from(export.program, model, example, export.run_inputs, export.reasons)
     except CaptureError:
         return None
     alikes = alike(others, export.run_inputs)
     return captured.with_(
-        static_reason=export.static_reason, left_out=export.left_out, others=alikes, packed=True
+        static_reason=export.static_reason,
+        left_out=export.left_out,
+        others=alikes,
+        packed=True,
+        shapes=dataclasses.replace(captured.shapes, asked=export.asked),
     )
 
 
-def _capture_parts(model: nn.Module, examples: list[Inputs], error: NotExportableError) -> Captured:
+def _capture_parts(
+    model: nn.Module, examples: list[Inputs], error: NotExportableError, dynamic: Dynamic
+) -> Captured:
     def check(module: nn.Module, call: Inputs, each: Export) -> Captured:
         return captured_from(each.program, module, call, each.run_inputs)
 
@@ -115,14 +133,15 @@ def _capture_parts(model: nn.Module, examples: list[Inputs], error: NotExportabl
         static_reason=export.static_reason,
         left_out=export.left_out,
         batch=None,
+        shapes=dataclasses.replace(captured.shapes, asked=wanted_axes(dynamic, model, examples[0])),
         partial=partial,
     )
 
 
-def _second(model: nn.Module, example: Inputs, first: Export) -> Export:
+def _second(model: nn.Module, example: Inputs, first: Export, dynamic: Dynamic) -> Export:
     """Export again without what the model had cached, unless it cannot do without."""
     try:
-        return export_module(model, example)
+        return export_module(model, example, dynamic)
     except CaptureError:
         return first
 

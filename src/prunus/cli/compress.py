@@ -35,6 +35,7 @@ def compress(
     step_op: options.StepOp = None,
     reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
+    dynamic: options.Dynamic = None,
     free: options.Free = None,
     drop: options.Drop = None,
     inputs: options.Inputs = None,
@@ -91,6 +92,7 @@ def compress(
             opened.example_inputs,
             keep_class=keep_class,
             outputs=options.outputs_of(free, drop),
+            dynamic=options.dynamic_of(dynamic),
         )
     given = wanted.batches()
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)

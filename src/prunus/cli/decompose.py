@@ -71,6 +71,7 @@ def decompose(
     multiple_of: options.MultipleOf = 1,
     latency: Latency = False,
     inputs: options.Inputs = None,
+    dynamic: options.Dynamic = None,
     weights: options.Weights = None,
     pretrained: options.Pretrained = False,
     onnx: options.Onnx = False,
@@ -121,6 +122,7 @@ def decompose(
                 opened.example_inputs,
                 multiple_of=multiple_of,
                 measure_latency=latency,
+                dynamic=options.dynamic_of(dynamic),
                 **goal,
                 **shared,
             )

@@ -27,6 +27,7 @@ def inspect(
             help="Only say why the channels of this layer can or cannot go; several times for several layers.",
         ),
     ] = None,
+    dynamic: options.Dynamic = None,
     free: options.Free = None,
     drop: options.Drop = None,
     seed: options.Seed = 0,
@@ -51,6 +52,7 @@ def inspect(
             opened.example_inputs,
             keep_class=keep_class,
             outputs=options.outputs_of(free, drop),
+            dynamic=options.dynamic_of(dynamic),
         )
         captured = structure.captured
         parameters = [captured.tensors[name] for name, kind in captured.kinds.items() if kind == "parameter"]

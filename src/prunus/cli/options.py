@@ -164,6 +164,16 @@ MultipleOf = Annotated[
 KeepClass = Annotated[
     bool, typer.Option("--keep-class", help="Only cut in ways that the model's own class can run with.")
 ]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="AXES",
+        show_default=False,
+        help="Which axes of the inputs may have other sizes than here: auto (all that can), batch, none, or x=0,2,3 for "
+        "those of the input x; once for each input. Default: auto.",
+    ),
+]
 Free = Annotated[
     list[str] | None,
     typer.Option(
@@ -210,6 +220,28 @@ def options_of(**given: Any) -> Options | None:
     """The options that were given, with defaults for the rest; None where none were, which leaves it to the method."""
     said = {name: value for name, value in given.items() if value is not None}
     return Options(**said) if said else None
+
+
+def dynamic_of(given: Sequence[str] | None) -> Any:
+    """The free axes that were asked for, as `prunus.analyze` takes them.
+
+    Raises:
+        typer.BadParameter: It is none of the words, and names no axes.
+    """
+    if not given:
+        return "auto"
+    if len(given) == 1 and given[0] in ("auto", "batch", "none"):
+        return given[0]
+    named: dict[str, list[int]] = {}
+    for text in given:
+        name, sign, axes = text.partition("=")
+        try:
+            named[name] = [int(axis) for axis in axes.split(",")]
+        except ValueError:
+            name = ""
+        if not (name and sign):
+            raise typer.BadParameter(f"{text!r} is none of auto, batch, none, and not of the form x=0,2,3.")
+    return named
 
 
 def outputs_of(free: Sequence[str] | None, drop: Sequence[str] | None) -> dict[str, str]:

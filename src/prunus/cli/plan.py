@@ -61,6 +61,7 @@ def plan(
     step_op: options.StepOp = None,
     reshape_channel_axis: options.ChannelAxis = None,
     keep_class: options.KeepClass = False,
+    dynamic: options.Dynamic = None,
     free: options.Free = None,
     drop: options.Drop = None,
     inputs: options.Inputs = None,
@@ -118,6 +119,7 @@ def plan(
             opened.example_inputs,
             keep_class=keep_class,
             outputs=options.outputs_of(free, drop),
+            dynamic=options.dynamic_of(dynamic),
         )
     made = wanted.plan(structure) if wanted.goal else None
     if layers:

@@ -5,6 +5,7 @@ from prunus.surgery.class_ties import with_class_ties
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.fold import fold_constants
 from prunus.surgery.lift import lift
+from prunus.surgery.numbers import axes_written_as_numbers
 from prunus.surgery.put_back import put_back
 from prunus.surgery.replay import cut, replay
 from prunus.surgery.slice import slice_graph
@@ -13,6 +14,7 @@ from prunus.surgery.write_back import write_back
 
 __all__ = [
     "Verification",
+    "axes_written_as_numbers",
     "compare",
     "count_macs",
     "count_params",

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from prunus.capture import Captured
 from prunus.capture.garbage import uncollected
+from prunus.capture.shapes import Shapes, expect_shapes
 from prunus.errors import SurgeryError
 from prunus.surgery.devices import follow_device
 from prunus.surgery.inplace import make_trainable
@@ -201,6 +202,8 @@ def _module_graph(root: nn.Module, work: Captured, placement: Placement, owner: 
         values[by_name[name]] = graph.node_copy(by_name[name])
     for name in work.inputs:
         _check_constant(graph, values[by_name[name]])
+    if work.shapes.names == work.inputs:
+        _check_shapes(graph, [values[by_name[name]] for name in work.inputs], work.shapes)
 
     def value_of(node: fx.Node) -> fx.Node:
         if node not in values:
@@ -231,6 +234,12 @@ def _check_constant(graph: fx.Graph, placeholder: fx.Node) -> None:
     captured = placeholder.meta.get("val", _UNKNOWN)
     if captured is None or isinstance(captured, bool | int | float | str):
         graph.call_function(expect_constant, (placeholder, captured, placeholder.name))
+
+
+def _check_shapes(graph: fx.Graph, inputs: list[fx.Node], shapes: Shapes) -> None:
+    """Inputs of other sizes than the graph was made for would be answered wrongly: refuse them."""
+    if any(dtype is not None for dtype in shapes.dtypes):
+        graph.call_function(expect_shapes, (inputs, *shapes.as_arguments()))
 
 
 def _adopt_branch(root: nn.Module, owner: nn.Module | None, target: str) -> None:

@@ -13,6 +13,7 @@ from prunus.surgery.rewrite import (
     rewrites,
     set_argument,
 )
+from prunus.surgery.rewriters.sizes import resized
 
 
 @rewrites(
@@ -54,8 +55,12 @@ def _group_norm(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
 @rewrites("layer_norm", "rms_norm", "native_layer_norm")
 def _layer_norm(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     out = run.kept(main_input(node))
-    shape = list(argument(node, "normalized_shape"))
-    set_argument(copy, "normalized_shape", list(out.shape[len(out.shape) - len(shape) :]))
+    shape = list(argument(copy, "normalized_shape"))
+    first = len(out.shape) - len(shape)
+    sizes = [
+        resized(run, copy, size, out.before[first + i], out.shape[first + i]) for i, size in enumerate(shape)
+    ]
+    set_argument(copy, "normalized_shape", sizes)
 
 
 @rewrites("scaled_dot_product_attention")

@@ -93,6 +93,8 @@ def _repeat_interleave(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
         return
     dim = argument(node, "dim")
     source, out = run.kept(main_input(node)), run.kept(node)
+    if out.line(dim) is None:
+        return
     set_argument(copy, "repeats", out.shape[dim] // source.shape[dim])
     if argument(node, "output_size") is not None:
         set_argument(copy, "output_size", out.shape[dim])
@@ -104,7 +106,7 @@ def _repeat_interleave(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
 @rewrites("pad", "constant_pad_nd")
 def _pad(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     out = run.kept(node)
-    widths = list(argument(node, "pad"))
+    widths = list(argument(copy, "pad"))
     for i in range(len(widths) // 2):
         axis = len(out.shape) - 1 - i
         line = out.line(axis)
@@ -119,7 +121,7 @@ def _pad(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
 def _roll(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     """As many positions wrap around as are left of those that did."""
     source = main_input(node)
-    shifts, dims = list(argument(node, "shifts")), list(argument(node, "dims"))
+    shifts, dims = list(argument(copy, "shifts")), list(argument(node, "dims"))
     for i, dim in enumerate(dims):
         line = run.line(source, dim)
         if line is not None:
