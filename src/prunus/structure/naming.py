@@ -109,7 +109,8 @@ def group_names(
         base = paths[0] if len(paths) == 1 else ".".join(filter(None, (prefix, met[g].name or "group")))
         bases.append(base + "[rows]" if outer[g] else base)
         # a number tells operators of one forward apart; elsewhere the place does
-        short.append(re.sub(r"_\d+$", "", base) if prefix and len(paths) > 1 and not outer[g] else base)
+        plain = prefix and len(paths) > 1 and not outer[g]
+        short.append(re.sub(r"_\d+$", "", base) if plain else bases[-1])
     bases = [s if short.count(s) == 1 and s not in bases else b for s, b in zip(short, bases, strict=True)]
     names: list[str] = [""] * len(members)
     taken: set[str] = set()
