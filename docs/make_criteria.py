@@ -40,7 +40,7 @@ def listed(text: str) -> str:
 
 def needs_in_words(cls: type) -> str:
     """What the criterion asks for."""
-    needs = needs_of(cls()) if name_of(cls) != "index" else ()
+    needs = needs_of(cls()) if name_of(cls) not in ("index", "dead") else ()
     if any(need.gradients for need in needs):
         return "data and a loss"
     if any(need.where == "product" for need in needs):

@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from prunus.allocation import Choice, Target, allocate, allocator_of, choice_by_index, keep_counts
+from prunus.allocation import (
+    Choice,
+    Target,
+    allocate,
+    allocator_of,
+    choice_by_index,
+    choice_of_dead,
+    keep_counts,
+)
 from prunus.capture import architecture_hash, output_paths
-from prunus.criteria import ByIndex, Options, gather, score_groups
+from prunus.criteria import ByIndex, Dead, Options, gather, score_groups
 from prunus.describe import describe
 from prunus.errors import PlanError, TargetError
 from prunus.evidence import Progress
@@ -41,7 +49,7 @@ def plan(
     loss: Callable[[Any, Any], Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
-    """Decide what every group keeps. Give exactly one of `target`, `ratio` and `table`; none with `ByIndex`.
+    """Decide what every group keeps. Give exactly one of `target`, `ratio` and `table`; none with `ByIndex` and `"dead"`.
 
     Args:
         structure: from `prunus.analyze`.
@@ -109,6 +117,15 @@ def decided(structure: Structure, wanted: Settled) -> Plan:
     criterion, options = request.criterion, request.options
     if isinstance(criterion, ByIndex):
         made = _plan(structure, choice_by_index(structure, criterion), "index", {}, request.seed)
+        check(structure, made)
+        return made
+
+    if isinstance(criterion, Dead):
+        evidence = None
+        if request.data is not None:
+            evidence, _ = gather(structure, criterion, free, request.data, None, request.progress)
+        choice = choice_of_dead(structure, free, evidence, request.multiple_of)
+        made = _plan(structure, choice, criterion.name, {}, request.seed)
         check(structure, made)
         return made
 

@@ -21,7 +21,7 @@ from prunus.allocation import (
     require_reachable,
 )
 from prunus.capture import require_values
-from prunus.criteria import ByIndex, Options, as_criterion, require_data
+from prunus.criteria import ByIndex, Dead, Options, as_criterion, require_data
 from prunus.errors import ConfigError, PrunusError
 from prunus.evidence import Progress, as_data
 from prunus.evidence.batches import require_fitting
@@ -104,8 +104,12 @@ class Settled:
 
 def requested(problems: Problems, **given: Any) -> Request:
     """The arguments of `plan`, understood; what is wrong with them goes to the problems, which the caller settles."""
-    by_index = isinstance(given["method"], ByIndex)
-    criterion = given["method"] if by_index else problems.of(as_criterion, given["method"])
+    by_index = isinstance(given["method"], ByIndex | Dead) or given["method"] == Dead.name
+    criterion = (
+        given["method"]
+        if isinstance(given["method"], ByIndex | Dead)
+        else problems.of(as_criterion, given["method"])
+    )
     target = problems.of(_checked_goal, given["target"], given["ratio"], given["table"], by_index)
     options = problems.of(_checked_options, given["options"], criterion)
     problems.of(_nothing_to_allocate, given)
@@ -220,7 +224,7 @@ def _checked_goal(target: Any, ratio: Any, table: Any, by_index: bool) -> Target
     given = {name: value for name, value in given.items() if value is not None}
     if by_index:
         if given:
-            raise ConfigError("ByIndex says what stays: it takes no target, ratio or table")
+            raise ConfigError("this method says what stays: it takes no target, ratio or table")
         return None
     if not given:
         raise ConfigError("say what to keep: target=prunus.Target(macs=0.5)")

@@ -45,6 +45,8 @@ class Branches(nn.Module):
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.v = nn.Linear(4, 4)
+        self.v.weight.data[[0, 2]] = 0
         self.table, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 4)
         with torch.no_grad():
             self.table.weight[:, 1] = 0.5
@@ -54,14 +56,23 @@ class Tokens(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         y = F.relu(self.a(self.table(ids)))  # at least zero, so that what follows is below zero
-        return F.relu(self.b(y)) + torch.where(y.sum(-1, keepdim=True) > 0, 1.0, 2.0)
+        v = self.v(y[..., :4]).unflatten(-1, (2, 2)).transpose(1, 2)
+        v = (
+            F.scaled_dot_product_attention(v, v, v).transpose(1, 2).flatten(2)
+            + (v @ v.mT @ (v * 0)).sum((1, 3))[..., None]
+        )
+        return F.relu(self.b(y)) + v + torch.where(y.sum(-1, keepdim=True) > 0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize(
     ("net", "inputs", "constants"),
     [
         (Branches, [torch.randn(2, 3, 12, 12) * s for s in (1, 100, 0)], {"relu_": 5, "group_norm": 2}),
-        (Tokens, [torch.randint(0, 9, (2, 7)) for _ in range(3)], {"embedding": 1, "relu": 2, "relu_1": 4}),
+        (
+            Tokens,
+            [torch.randint(0, 9, (2, 7)) for _ in range(3)],
+            {"embedding": 1, "relu": 2, "relu_1": 4, "flatten": 2},
+        ),
     ],
 )
 def test_values_lie_within_their_bounds(net: Any, inputs: list[Tensor], constants: dict[str, int]) -> None:

@@ -4,6 +4,7 @@ from prunus.allocation.allocate import ALLOCATORS, allocate, allocator_of, requi
 from prunus.allocation.budget import Budget, Choice, choice_of
 from prunus.allocation.by_index import choice_by_index
 from prunus.allocation.costs import Cost, CostModel
+from prunus.allocation.dead import choice_of_dead
 from prunus.allocation.erk import erk, erk_densities
 from prunus.allocation.families import (
     Family,
@@ -34,6 +35,7 @@ __all__ = [
     "checked_multiple",
     "checked_ratio",
     "choice_by_index",
+    "choice_of_dead",
     "choice_of",
     "contained",
     "counts_of_ratios",

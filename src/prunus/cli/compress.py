@@ -61,7 +61,7 @@ def compress(
     """
     wanted = Wanted(
         method,
-        goal_of(channels, params, macs, size, ratio),
+        goal_of(channels, params, macs, size, ratio, method),
         allocation,
         options.options_of(
             layer_norm=layer_norm,

@@ -79,13 +79,20 @@ class Wanted:
 
 
 def goal_of(
-    channels: float | None, params: float | None, macs: float | None, size: float | None, ratio: float | None
+    channels: float | None,
+    params: float | None,
+    macs: float | None,
+    size: float | None,
+    ratio: float | None,
+    method: str | None = None,
 ) -> dict[str, Any]:
-    """The one target, or the ratio, that was given.
+    """The one target, or the ratio, that was given; none where the method says itself what stays.
 
     Raises:
         typer.BadParameter: None or several are given.
     """
+    if method == "dead" and (channels, params, macs, size, ratio) == (None,) * 5:
+        return {}
     if ratio is None:
         return {"target": options.target_of(channels, params, macs, size)}
     if (channels, params, macs, size) != (None,) * 4:

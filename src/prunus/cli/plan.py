@@ -90,7 +90,7 @@ def plan(
         method,
         table_of(edit)
         if edit
-        else goal_of(channels, params, macs, size, ratio)
+        else goal_of(channels, params, macs, size, ratio, method)
         if fractions or output
         else {},
         allocation,

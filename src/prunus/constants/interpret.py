@@ -17,7 +17,7 @@ from prunus.evidence.facing import kind_of
 from prunus.evidence.mixable import MOVES
 from prunus.structure.labels import tighten
 
-__all__ = ["SAFE_MOVES", "bounds_of"]
+__all__ = ["SAFE_MOVES", "bounds_of", "keeps_apart"]
 
 SAFE_MOVES = MOVES | frozenset(
     "cat stack expand expand_as permute t constant_pad_nd pad repeat unfold numpy_T".split()
@@ -184,3 +184,17 @@ def _writes(node: fx.Node) -> bool:
 
 def _is_elementwise(node: fx.Node) -> bool:
     return kind_of(node) in _ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def keeps_apart(node: fx.Node, carried: bool) -> bool:
+    """Whether channels that lie in an operand have no say in each other's places of the result.
+
+    Args:
+        node: an operator that is no contraction.
+        carried: the channels lie in the result as well.
+    """
+    if kind_of(node) in ("sym_size", "_assert_tensor_metadata") or not node.users:
+        return True
+    if kind_of(node) == "batch_norm":
+        return carried and not node.args[5]
+    return carried and (kind_of(node) in SAFE_MOVES or _is_elementwise(node) or is_mixing(node))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.capture import concrete, size_of
-from prunus.constants.bounds import Bounds, plus, product, scaled, small, times
+from prunus.constants.bounds import INF, Bounds, plus, product, scaled, small, times
 from prunus.evidence.facing import kind_of
 
 __all__ = ["RULES", "is_mixing", "mixed", "pads"]
@@ -200,6 +200,28 @@ def pads(padding: Any) -> bool:
 def embedding(node: fx.Node, a: SimpleNamespace) -> Bounds:
     table = _number(a.weight)
     return Bounds(table.amin(0), table.amax(0)).spread(size_of(node))
+
+
+@rule("matmul", "bmm")
+def matmul(node: fx.Node, a: SimpleNamespace) -> Bounds:
+    """Of two activations: zero where one of the operands is."""
+    left, right = (value for value in vars(a).values() if isinstance(value, Bounds))
+    rows, columns = left.over([left.low.dim() - 1]), right.over([right.low.dim() - 2])
+    none = times(rows, Bounds.any(())), times(columns, Bounds.any(()))
+    low = torch.where((none[0].low == 0) | (none[1].low == 0), 0.0, -INF)
+    return Bounds(low, -low).spread(size_of(node))
+
+
+@rule("scaled_dot_product_attention")
+def attention(node: fx.Node, a: SimpleNamespace) -> Bounds:
+    """Means of values over tokens; nothing where a mask leaves none."""
+    found = a.value.over([a.value.low.dim() - 2])
+    found = found if a.attn_mask is None else found.with_zero()
+    shape = size_of(node)
+    if a.enable_gqa and found.low.shape[-3] > 1:
+        count = shape[-3] // found.low.shape[-3]
+        found = Bounds(*(end.repeat_interleave(count, -3) for end in (found.low, found.high)))
+    return found.spread(shape)
 
 
 # ------------------------------------------------------------------ between elements

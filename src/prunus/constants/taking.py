@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -38,6 +39,17 @@ class Reader:
     def takes_up(self) -> bool:
         """Whether a constant can be taken up."""
         return self.everywhere and (self.bias is not None or self.mean is not None)
+
+    def outputs(self, weight: Tensor) -> int:
+        """Number of outputs."""
+        return weight.shape[0]
+
+    def by_input(self, weight: Tensor) -> Tensor:
+        """(in,) whether any weight that reads an input is not zero."""
+        if self.axis == -1:
+            return (weight != 0).any(0)
+        groups = int(_argument(self.node, "groups", 1))
+        return (weight.flatten(2) != 0).any(2).unflatten(0, (groups, -1)).any(1).flatten()
 
     def contribution(self, weight: Tensor, constant: Tensor) -> Tensor:
         """(out,) what constant inputs (in,) add to the outputs."""
@@ -75,7 +87,7 @@ def _mean_behind(captured: Captured, node: fx.Node, kind: str) -> str | None:
     return mean.name if kind != "linear" or dims == 2 else None
 
 
-def _argument(node: fx.Node, name: str, default: object) -> object:
+def _argument(node: fx.Node, name: str, default: Any) -> Any:
     names = [x.name for x in node.target._schema.arguments]  # type: ignore[union-attr]
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     return given.get(name, default)

@@ -3,6 +3,7 @@
 from prunus.criteria.base import CRITERIA, Criterion, GroupView, MemberView, as_criterion, register
 from prunus.criteria.batch_norm_scale import BatchNormScale
 from prunus.criteria.by_index import ByIndex
+from prunus.criteria.dead import Dead
 from prunus.criteria.flap import FLAP
 from prunus.criteria.gathering import gather, needs_of, require_data
 from prunus.criteria.geometric_median import GeometricMedian
@@ -26,6 +27,7 @@ __all__ = [
     "BatchNormScale",
     "ByIndex",
     "Criterion",
+    "Dead",
     "GeometricMedian",
     "GroupView",
     "HRank",

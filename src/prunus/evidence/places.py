@@ -74,7 +74,7 @@ class Places:
         self.structure = structure
         self.groups = tuple(groups)
         self._number, self._index = _numbering(structure, groups)
-        self._inputs = structure.captured.input_dependent()
+        self.dependent = structure.captured.input_dependent()
         self._works = {work.node for work in structure.labels.works}
         self._spots: dict[fx.Node, dict[int, list[Spot]]] = {}
         self._seen: dict[object, dict[int, Spot]] = {}
@@ -83,7 +83,7 @@ class Places:
         self.read: list[Place] = []
         self.product: list[Place] = []
         for node in structure.captured.graph.nodes:
-            if node.op == "call_function" and node in self._inputs:
+            if node.op == "call_function" and node in self.dependent:
                 self._visit(node)
         self.used = self._stepped_back(self.read)
 
@@ -125,8 +125,8 @@ class Places:
 
     # ------------------------------------------------------------------ what a node does to groups
     def _visit(self, node: fx.Node) -> None:
-        operands = [n for n in node.all_input_nodes if n in self._inputs]
-        weights = [n for n in node.all_input_nodes if n not in self._inputs]
+        operands = [n for n in node.all_input_nodes if n in self.dependent]
+        weights = [n for n in node.all_input_nodes if n not in self.dependent]
         out = self.spots(node)
         carried: dict[int, list[fx.Node]] = {}
         for operand in operands:
@@ -184,7 +184,7 @@ class Places:
         return list(found.values())
 
     def _before(self, node: fx.Node, spot: Spot, number: int) -> tuple[fx.Node, Spot] | None:
-        operands = [n for n in node.all_input_nodes if n in self._inputs and number in self.spots(n)]
+        operands = [n for n in node.all_input_nodes if n in self.dependent and number in self.spots(n)]
         if len(operands) != 1 or node.name in self._works:
             return None
         earlier = self.spots(operands[0])[number][0]
