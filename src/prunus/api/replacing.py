@@ -26,7 +26,7 @@ from prunus.recovery import Recovery, checked_steps
 from prunus.recovery import recover as fitted_to
 from prunus.report.decomposed import decomposition_report
 from prunus.request import Problems, checked_flags
-from prunus.structure import find_structure
+from prunus.structure import find_structure, with_parts
 from prunus.surgery import lift
 
 __all__ = ["decompose", "replaced"]
@@ -184,6 +184,7 @@ def _repaired(
 ) -> Recovery | str:
     """Fit the new model, in place, to what the original computes; or why that cannot be done."""
     chains = {path: each.chain for path, each in outcome.replacements.items()}
+    captured, small = with_parts(captured), with_parts(small)
     matched = with_names_of(captured, small, chains)
     if matched is None:
         return "the graph of the new model goes another way"

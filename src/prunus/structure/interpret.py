@@ -136,7 +136,9 @@ class Run:
     def _fold(self, node: fx.Node, a: SimpleNamespace, values: list[Value]) -> Any:
         """Compute integer and boolean constants for real: movement by index needs their content."""
         meta = node.meta.get("val")
-        if not isinstance(meta, Tensor) or meta.is_floating_point() or meta.numel() > FOLD_LIMIT:
+        if not isinstance(meta, Tensor) or meta.dtype.is_floating_point or meta.dtype.is_complex:
+            return None
+        if meta.numel() > FOLD_LIMIT:
             return None
         if any(v.data is None for v in values) or (
             meta.dim() == 0 and not values and not isinstance(node.target, torch._ops.OpOverload)

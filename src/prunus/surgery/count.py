@@ -106,6 +106,11 @@ def _convolution(node: fx.Node, a: dict[str, Any]) -> int:
     return _outputs(node) * math.prod(size_of(a["weight"])[1:])
 
 
+@_counts("torchvision::deform_conv2d")
+def _deformed(node: fx.Node, a: dict[str, Any]) -> int:
+    return _convolution(node, a)
+
+
 @_counts(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def _transposed(node: fx.Node, a: dict[str, Any]) -> int:
     # every input element is multiplied by one kernel for each output channel of its group

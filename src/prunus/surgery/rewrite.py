@@ -25,11 +25,13 @@ REWRITERS: dict[Any, Rewriter] = {}
 
 
 def rewrites(*names: str) -> Callable[[Rewriter], Rewriter]:
-    """Register a rewriter for all overloads of the named aten operators."""
+    """Register a rewriter for all overloads of the named aten operators, or for `library::name`."""
 
     def register(function: Rewriter) -> Rewriter:
         for name in names:
-            if hasattr(aten, name):
+            if "::" in name:
+                REWRITERS[name] = function
+            elif hasattr(aten, name):
                 packet = getattr(aten, name)
                 for overload in packet.overloads():
                     REWRITERS[getattr(packet, overload)] = function
@@ -103,7 +105,9 @@ class Rewriting:
             self._take(node, copy)
             return
         if node.op == "call_function":
-            rewriter = REWRITERS.get(node.target)
+            rewriter = REWRITERS.get(node.target) or REWRITERS.get(
+                getattr(getattr(node.target, "_schema", None), "name", "")
+            )
             if rewriter is not None and self._touched(node):
                 rewriter(self, node, copy)
         if node.op != "output":

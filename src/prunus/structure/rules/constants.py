@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from prunus.structure.labels import along
+from prunus.structure.labels import along, varying
 from prunus.structure.rules.registry import rule
 from prunus.structure.value import Value
 
@@ -34,6 +34,17 @@ def create(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
         if size > 1 and isinstance(sizes[axis], int)
     ]
     return Value(shape, tuple(tracks))
+
+
+@rule("zeros_like", "ones_like", "empty_like", "full_like")
+def alike(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """As large as another tensor, along axes of which each can shrink as what is written or added there does."""
+    joint = {axis for track in a.self.tracks if len(varying(track)) > 1 for axis in varying(track)}
+    sizes = node.meta["val"].shape
+    free = {axis for axis in a.self.varying() - joint if isinstance(sizes[axis], int)}
+    same = [track for track in a.self.tracks if not set(varying(track)) <= free]
+    new = [along(run.labels.fresh(a.self.shape[axis], axis), (axis,), a.self.shape) for axis in sorted(free)]
+    return Value(a.self.shape, (*same, *new))
 
 
 @rule(

@@ -135,6 +135,16 @@ def product(run: Any, node: fx.Node, x: Value, y: Value) -> Value:
     return contract(run, node, x, xn, y, yn, out)
 
 
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Sums over the features of two sets of points; points that are a parameter make new channels."""
+    lead = "ABCDEFGHI"[: max(len(a.x1.shape), len(a.x2.shape)) - 2]
+    first, second = (lead[len(lead) - len(v.shape) + 2 :] for v in (a.x1, a.x2))
+    produce(run, a.x1.tracks, len(a.x1.shape) - 2)
+    produce(run, a.x2.tracks, len(a.x2.shape) - 2)
+    return contract(run, node, a.x1, first + "mk", a.x2, second + "nk", lead + "mn", macs=0)
+
+
 @rule("addmm", "baddbmm", "addmm_", "baddbmm_", "addbmm")
 def addmm(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     first = getattr(a, "mat1", None) or a.batch1

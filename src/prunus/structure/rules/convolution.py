@@ -32,6 +32,22 @@ def convolution(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return _convolve(run, node, a, transposed=bool(a.transposed))
 
 
+@rule("torchvision::deform_conv2d")
+def deformed(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """A convolution at shifted places: the shifts, and how much each counts, stay."""
+    for value in (a.offset, a.mask):
+        run.hold(node, value, set(range(1, len(value.shape))), "says where a deformable convolution looks")
+    x = Value(
+        a.input.shape, tuple(run.hold(node, a.input, {2, 3}, "is a position in space for a convolution"))
+    )
+    if a.offset_groups > 1:
+        for track in _grouped(run, node, x, 1, a.offset_groups).tracks:
+            shifts = run.labels.project(track, (1,), node.name)
+            run.labels.hold(shifts, "shares its shifts in a deformable convolution", node.name)
+    plain = SimpleNamespace(input=x, weight=a.weight, bias=a.bias, groups=a.groups)
+    return _convolve(run, node, plain, transposed=False)
+
+
 def _convolve(run: Any, node: fx.Node, a: SimpleNamespace, transposed: bool) -> Value:
     shape, weight, groups = run.shape(node), a.weight, a.groups
     n = len(weight.shape) - 2

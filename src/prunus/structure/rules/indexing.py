@@ -110,6 +110,27 @@ def gather(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return Value(shape, tuple(t.expand(shape) for t in run.meet(node, line, mine, others)))
 
 
+@rule("diag_embed")
+def diagonal(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Position i of the last axis becomes row i and column i."""
+    shape = run.shape(node)
+    places, n = (a.dim1 % len(shape), a.dim2 % len(shape)), a.self.shape[-1]
+    if a.offset:
+        kept = run.hold(node, a.self, {len(a.self.shape) - 1}, "is laid on a diagonal beside the middle")
+        return Value(shape, tuple(_on_diagonal(track, shape[places[0]], places) for track in kept))
+    last = len(a.self.shape) - 1
+    rows = [_on_diagonal(track, n, places) for track in a.self.tracks]
+    columns = [_on_diagonal(track, n, places[::-1]) for track in a.self.tracks if last in varying(track)]
+    return Value(shape, (*rows, *columns))
+
+
+def _on_diagonal(track: Tensor, size: int, places: tuple[int, ...]) -> Tensor:
+    """A track whose last axis is moved to the first of two places of a result of `size` rows and columns."""
+    if track.shape[-1] != size:
+        track = track.narrow(-1, 0, 1).expand(*track.shape[:-1], size)
+    return track.unsqueeze(-1).expand(*track.shape, size).movedim((-2, -1), places)
+
+
 @rule("tril", "triu", "tril_", "triu_")
 def triangle(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     """Which entries become zero depends on their positions along the last two axes."""

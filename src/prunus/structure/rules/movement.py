@@ -24,7 +24,7 @@ MOVES = (
 IDENTITY = (
     "contiguous", "clone", "alias", "detach", "detach_", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "lift",
     "positive", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "native_dropout", "requires_grad_", "fill_",
-    "zero_", "bernoulli_", "conj", "resolve_conj", "resolve_neg", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+    "zero_", "bernoulli_", "conj", "resolve_conj", "resolve_neg", "rand_like",
     "randn_like", "log_sigmoid", "_cast_Float", "float_power", "cpu", "cuda", "view.dtype", "rrelu", "softmax.int",
     "log_softmax.int", "_softmax", "_log_softmax", "special_softmax", "hardswish", "hardswish_", "isfinite", "isclose",
 )  # fmt: skip

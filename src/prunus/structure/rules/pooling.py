@@ -46,6 +46,27 @@ def pool(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     return Value(shapes, tuple(spread(t, shapes) for t in tracks))
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Back to where the maxima were: the places are those of the same channels."""
+    shape, digits = run.shape(node), [c for c in str(node.target) if c in "23"]
+    first = len(shape) - int(digits[0])
+    parts = [Value(a.self.shape, tuple(spatial(run, node, value, first))) for value in (a.self, a.indices)]
+    tracks = run.meet(node, a.self.shape, *(part for part in parts if part.tracks))
+    return Value(shape, tuple(spread(track, shape) for track in tracks))
+
+
+@rule("torchvision::roi_align", "torchvision::roi_pool")
+def regions(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Parts of maps, for each region: channels pass."""
+    run.hold(node, a.rois, set(range(len(a.rois.shape))), "is a region of a map")
+    tracks = run.hold(node, a.input, {0, 2, 3}, f"is a position in space for {node.target}")
+    shapes = run.shapes(node)
+    if isinstance(shapes[0], tuple):
+        return tuple(Value(shape, tuple(spread(t, shape) for t in tracks)) for shape in shapes)
+    return Value(shapes, tuple(spread(t, shapes) for t in tracks))
+
+
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def grid_sample(run: Any, node: fx.Node, a: SimpleNamespace) -> Any:
     run.hold(node, a.grid, set(range(len(a.grid.shape))), "is a coordinate of sampling")

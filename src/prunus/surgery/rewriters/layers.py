@@ -25,6 +25,7 @@ from prunus.surgery.rewriters.sizes import resized
     "conv_transpose3d",
     "convolution",
     "_convolution",
+    "torchvision::deform_conv2d",
 )
 def _conv(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     if argument(node, "groups") == 1:

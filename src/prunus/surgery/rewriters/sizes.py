@@ -63,6 +63,32 @@ def _sized(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     _resize(run, node, copy, "shape" if node.target is aten.reshape.default else "size")
 
 
+@rewrites("zeros_like", "ones_like", "empty_like", "full_like")
+def _like(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
+    """Where another number of channels stays than of the tensor that the size is taken from, the size is said."""
+    out, given = run.kept(node), copy.args[0]
+    if out.shape == run.kept(main_input(node)).shape:
+        return
+    name = str(node.target).split(".")[1].removesuffix("_like")
+    fill = (argument(node, "fill_value"),) if name == "full" else ()
+    options = {
+        key: value for key, value in copy.kwargs.items() if key in ("dtype", "layout", "device", "pin_memory")
+    }
+    sizes = [_size_along(run, copy, given, axis, size) for axis, size in enumerate(out.shape)]
+    copy.target = getattr(aten, f"new_{name}").default
+    copy.args, copy.kwargs = (given, sizes, *fill), options
+
+
+def _size_along(run: Rewriting, copy: fx.Node, given: Any, axis: int, size: int) -> Any:
+    own = given.meta["val"].shape[axis]
+    if isinstance(own, int):
+        return size
+    with run.graph.inserting_before(copy):
+        asked = run.graph.call_function(aten.sym_size.int, (given, axis))
+    asked.meta["val"] = own
+    return asked
+
+
 @rewrites("reshape")
 def _reshape(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     _resize(run, node, copy, "shape")
