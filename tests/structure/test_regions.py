@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import scan, while_loop
+from torch._higher_order_ops.map import map as control_flow_map
 
 import prunus
 from prunus.capture import capture
@@ -125,3 +127,61 @@ def test_both_branches_of_a_condition_are_followed(name: str) -> None:
     structure = pruned(made, range(2))
     assert not structure.unknown
     assert sum(free(structure).values()) >= 8
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_class_with_conditions_comes_back(name: str) -> None:
+    made = CONDITIONS[name]()
+    cond = torch.cond
+    result = prunus.compress(made.model, made.inputs, target=prunus.Target(channels=0.5))
+    assert torch.cond is cond
+    assert result.report.form == "class" or name == "nested"  # which reads a number of its forward's own
+    graph = lift(result.captured)
+    x = made.inputs[0]
+    for given in (x, -x, x.flip(0, 1), torch.cat([x, -x])):
+        with torch.no_grad():
+            torch.testing.assert_close(result.model(given), graph(given))
+
+
+class Loops(nn.Module):
+    """Loops in the graph, and a submodule that is called like torch.export calls their bodies."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed, self.mix, self.step, self.head = (
+            nn.Linear(*sizes) for sizes in ((3, 8), (8, 6), (6, 6), (6, 2))
+        )
+        self.body_graph_0 = self.scan_combine_graph_0 = self.while_loop_body_graph_0 = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, N, 3)
+        y = self.body_graph_0(self.mix(self.embed(x).relu()))
+        if self.kind == "map":
+            y = control_flow_map(lambda t: self.step(t).relu(), y)
+        elif self.kind == "scan":
+            _, y = scan(self.combine, torch.zeros_like(y[0]), y, dim=0)
+        else:
+            _, y = while_loop(
+                lambda i, t: i < 3,
+                lambda i, t: (i + 1, self.step(t).tanh()),
+                (torch.zeros((), dtype=torch.int64), y),
+            )
+        return self.head(y)
+
+    def combine(self, carried: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        new = torch.tanh(self.step(carried) + x)
+        return new, new * 2
+
+
+@pytest.mark.parametrize("kind", ["map", "scan", "while"])
+def test_loops_are_held_by_name_and_all_else_shrinks(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Loops(kind).eval(), torch.randn(4, 2, 3)
+    result = prunus.compress(model, x, target=prunus.Target(params=0.85))
+    assert any(kind in operator for operator in result.report.unknown_operators.values())
+    (plan,) = [group for group in result.plan.groups if group.name == "embed"]
+    with torch.no_grad():
+        gone = torch.ones(8, dtype=torch.bool)
+        gone[list(plan.keep)] = False
+        model.mix.weight[:, gone] = 0
+        torch.testing.assert_close(result.model(x), model(x))

@@ -26,7 +26,7 @@ from prunus.capture import (
     with_outputs,
 )
 from prunus.capture.copying import copy_of
-from prunus.capture.packed import surroundings
+from prunus.capture.surroundings import surroundings
 from prunus.criteria import Options
 from prunus.decide import check, decided
 from prunus.errors import CaptureError

@@ -7,8 +7,7 @@ the result, which is the user's own class, packs as the original does.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,7 @@ from torch.overrides import TorchFunctionMode
 from prunus.capture.flow import run_once
 from prunus.inputs import Inputs
 
-if TYPE_CHECKING:
-    from prunus.capture.captured import Captured
-
-__all__ = ["FullLengths", "packs", "surroundings"]
+__all__ = ["FullLengths", "packs"]
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -81,8 +77,3 @@ def packs(model: nn.Module, example: Inputs) -> bool:
     except Exception:  # noqa: BLE001  the model's forward may raise anything
         return False
     return mode.packed
-
-
-def surroundings(captured: Captured) -> AbstractContextManager[Any]:
-    """What the user's own code has to run in, to compute what the graph computes."""
-    return FullLengths() if captured.packed else nullcontext()

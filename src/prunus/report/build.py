@@ -196,10 +196,14 @@ def _layers(structure: Structure, small: Captured, plan: Plan) -> tuple[LayerRep
 
 def _kinds(captured: Captured) -> dict[str, str]:
     kinds: dict[str, str] = {}
+    cast: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
         for used in node.all_input_nodes:
-            if used.op == "placeholder" and node.op == "call_function":
-                kinds.setdefault(used.name, _operator(node.target))
+            source = cast.get(used, used)
+            if source.op == "placeholder" and node.target is torch.ops.aten.to.dtype:
+                cast[node] = source
+            elif source.op == "placeholder" and node.op == "call_function":
+                kinds.setdefault(source.name, _operator(node.target))
     return kinds
 
 

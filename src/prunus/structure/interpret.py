@@ -129,7 +129,7 @@ class Run:
     def _scalar(self, node: fx.Node) -> Any:
         args = self.resolve(node.args)
         kwargs = self.resolve(node.kwargs)
-        if any(isinstance(x, Value) for x in args):
+        if isinstance(node.target, torch._ops.HigherOrderOperator) or _values((args, kwargs)):
             return self.unknown(node)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 

@@ -213,9 +213,9 @@ def _module_graph(root: nn.Module, work: Captured, placement: Placement, owner: 
     for node in work.graph.nodes:
         if node.op == "placeholder":
             continue
-        if node.op == "get_attr" and str(node.target) not in root._modules:
-            _adopt_branch(root, owner, str(node.target))
-        if node.op == "output":
+        if node.op == "get_attr" and owner is not None:
+            values[node] = _body(graph, node, root, owner)
+        elif node.op == "output":
             graph.output(fx.map_arg(node.args[0], value_of))
         elif node in placement.calls:
             path, recipe = placement.calls[node]
@@ -242,11 +242,15 @@ def _check_shapes(graph: fx.Graph, inputs: list[fx.Node], shapes: Shapes) -> Non
         graph.call_function(expect_shapes, (inputs, *shapes.as_arguments()))
 
 
-def _adopt_branch(root: nn.Module, owner: nn.Module | None, target: str) -> None:
-    """Take over what a control flow operator refers to."""
-    if owner is None or hasattr(root, target):
-        raise _name_taken(target)
-    root.add_module(target, owner.get_submodule(target))
+def _body(graph: fx.Graph, node: fx.Node, root: nn.Module, owner: nn.Module) -> fx.Node:
+    """Take over the body that a control flow operator calls, under a name that nothing else has."""
+    body, name = owner.get_submodule(str(node.target)), str(node.target)
+    while getattr(root, name, body) is not body:
+        name += "_"
+    root.add_module(name, body)
+    copied = graph.get_attr(name)
+    copied.meta = dict(node.meta)
+    return copied
 
 
 def _follow_device(graph: fx.Graph, module: nn.Module) -> None:

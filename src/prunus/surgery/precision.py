@@ -1,7 +1,7 @@
 """Run a model at a chosen floating point precision, whatever precisions it names inside."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -69,6 +69,8 @@ class OnePrecision(TorchDispatchMode):
         stayed: The first operator that computed at another precision all the same; None if there was none.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
@@ -76,6 +78,8 @@ class OnePrecision(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*(self._inside(arg) if isinstance(arg, nn.Module) else arg for arg in args), **kwargs)
         if is_bitcast(func) or func._schema.is_mutable:
             # what is written to keeps its type; torch promotes the others
             return func(*args, **kwargs)
@@ -89,3 +93,12 @@ class OnePrecision(TorchDispatchMode):
         if any(isinstance(x, Tensor) and x.is_floating_point() for x in pytree.tree_leaves((args, kwargs))):
             self.stayed = self.stayed or str(func)
         return pytree.tree_map(lambda x: at_precision(x, self.dtype), result)
+
+    def _inside(self, body: nn.Module) -> Callable[..., Any]:
+        """The body of a control flow operator, at this precision too."""
+
+        def run(*args: Any) -> Any:
+            with self:
+                return body(*args)
+
+        return run

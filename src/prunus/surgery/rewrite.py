@@ -84,7 +84,7 @@ class Rewriting:
             node
         ) in graph.nodes:  # what rewriters add takes none of these names: later stages match nodes by them
             self.graph._graph_namespace.create_name(node.name, None)
-        replaced = skipped(packs)
+        replaced, self.graph.owning_module = skipped(packs), graph.owning_module
         at = {pack.reshape: pack for pack in packs}
         for node in graph.nodes:
             if node in at:
