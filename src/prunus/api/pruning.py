@@ -42,6 +42,7 @@ from prunus.surgery import (
     compare,
     cut,
     fold_constants,
+    in_mode_of,
     lift,
     put_back,
     with_class_ties,
@@ -201,6 +202,8 @@ class _Former:
         with surroundings(captured):
             own, remark = _own_class(self.structure, small, module, self.keep, self.plan)
         model, name = (module, "graph") if own is None else (own, "class")
+        if own is None:
+            model = in_mode_of(captured.model, module)
         if not captured.is_program:
             model = put_back(captured, small, own, remark)
         return _Form(model, name, remark)

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Export(NamedTuple):
         run_inputs: The inputs that it was exported with.
         static_reason: Why the batch is not dynamic; None when it is.
         left_out: Outputs that are no tensors or constants and that the program does not return.
-        reasons: Name of a size that is fixed, such as ``"x.2"`` -> why.
+        reasons: An axis that was to be free and is fixed -> why.
         asked: The axes that were to be free in this export.
     """
 
@@ -49,7 +49,7 @@ class Export(NamedTuple):
     run_inputs: Inputs
     static_reason: str | None
     left_out: tuple[str, ...]
-    reasons: Mapping[str, str] = MappingProxyType({})
+    reasons: Mapping[Axis, str] = MappingProxyType({})
     asked: frozenset[Axis] = frozenset()
 
 
@@ -80,14 +80,14 @@ def export_module(model: nn.Module, example: Inputs, dynamic: Dynamic = "auto") 
         else:
             raise AssertionError("an export without free axes ends with a program or an error")
     if wanted - free:
-        names = _size_names(program, wanted - free)
-        fixed = {**dict.fromkeys(names, why or "the model cannot be exported with it free"), **fixed}
+        fixed = {**dict.fromkeys(wanted - free, why or "the model cannot be exported with it free"), **fixed}
     if isinstance(dynamic, Mapping | list | tuple) and fixed:
-        name, reason = next(iter(fixed.items()))
+        (leaf, axis), reason = next(iter(fixed.items()))
+        name = list(program.graph_signature.user_inputs)[leaf]
         raise CaptureError(
-            f"Axis {name.rpartition('.')[2]} of the input {name.rpartition('.')[0]} cannot be free: {reason}. Leave it out of dynamic."
+            f"Axis {axis} of the input {name} cannot be free: {reason}. Leave it out of dynamic."
         )
-    static = [reason for name, reason in fixed.items() if name in _size_names(program, batch)]
+    static = [reason for axis, reason in fixed.items() if axis in batch]
     if not batch:
         static = ["no input tensor has a dimension that could be a batch"]
     elif not wanted & batch:
@@ -106,7 +106,7 @@ class _FailedError(Exception):
 
 def _exported_free(
     model: nn.Module, example: Inputs, free: frozenset[Axis]
-) -> tuple[ExportedProgram, Inputs, dict[str, str]]:
+) -> tuple[ExportedProgram, Inputs, dict[Axis, str]]:
     """Export with some axes free: the program, its inputs, and why some of the axes are fixed all the same.
 
     Raises:
@@ -141,9 +141,9 @@ def _exported_free(
         # the forward fixes the batch: then to the size that the user has
         rest = frozenset(axis for axis in free if axis not in fixed) - batch
         program, run_inputs, more = _exported_free(model, example, rest)
-        return program, run_inputs, {**more, **_named(program, fixed)}
+        return program, run_inputs, {**more, **fixed}
     keep_guards_of_code(program)
-    return program, run_inputs, _named(program, fixed)
+    return program, run_inputs, fixed
 
 
 @contextlib.contextmanager
@@ -156,15 +156,6 @@ def _any_size() -> Iterator[None]:
     options = {"backed_size_oblivious": True, "unify_view_symbols_bso_meta": True}
     with config.patch({name: value for name, value in options.items() if hasattr(config, name)}):
         yield
-
-
-def _named(program: ExportedProgram, fixed: Mapping[Axis, str]) -> dict[str, str]:
-    return {name: reason for axis, reason in fixed.items() for name in _size_names(program, {axis})}
-
-
-def _size_names(program: ExportedProgram, axes: Iterable[Axis]) -> list[str]:
-    users = list(program.graph_signature.user_inputs)
-    return [f"{users[leaf]}.{axis}" for leaf, axis in sorted(axes)]
 
 
 def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) -> Export:

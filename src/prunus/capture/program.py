@@ -15,7 +15,7 @@ from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
 from prunus.capture.numbers import fold_numbers
-from prunus.capture.shapes import shapes_of
+from prunus.capture.shapes import Axis, shapes_of
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.capture.twins import merge_twins
 from prunus.errors import CaptureError
@@ -35,7 +35,7 @@ def captured_from(
     model: nn.Module | None,
     example: Inputs,
     run_inputs: Inputs,
-    reasons: Mapping[str, str] = MappingProxyType({}),
+    reasons: Mapping[Axis, str] = MappingProxyType({}),
 ) -> Captured:
     """Bring an exported program into the form that later stages read; the program stays as it is.
 

@@ -62,23 +62,23 @@ class Shapes:
         """The arguments of `expect_shapes` after the first, out of plain tuples that the node of a graph can hold."""
         return self.names, self.dtypes, self.sizes, self.conditions, tuple(self.reasons.items())
 
-    def lines(self) -> list[str]:
-        """Each input with its free and fixed sizes, for a report."""
-        found = []
-        for name, dtype, sizes in zip(self.names, self.dtypes, self.sizes, strict=True):
-            if dtype is not None:
-                text = ", ".join("any" if size is None else str(size) for size in sizes)
-                found.append(f"{name} ({text})")
-        return found
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a report: sizes of each input (None where free), what must hold between them, why others are fixed."""
+        tensors = zip(self.names, self.dtypes, self.sizes, strict=True)
+        return {
+            "sizes": {name: list(sizes) for name, dtype, sizes in tensors if dtype is not None},
+            "where": [said(condition) for condition in self.conditions],
+            "fixed": dict(self.reasons),
+        }
 
 
-def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[str, str]) -> Shapes:
+def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[Axis, str]) -> Shapes:
     """What a program asks of its inputs.
 
     Args:
         program: With the guards that are to hold.
         names: What its inputs are called in the graph.
-        reasons: Why sizes are fixed.
+        reasons: Why axes that were to be free are fixed.
     """
     nodes = program.graph.find_nodes(op="placeholder")
     specs = zip(program.graph_signature.input_specs, nodes, strict=True)
@@ -96,6 +96,7 @@ def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[s
         sizes.append(tuple(mine))
     conditions += _derived(names, values, symbols) + _ranges(program, symbols)
     conditions += _guards(program, names)
+    why = {f"{names[leaf]}.{axis}": reason for (leaf, axis), reason in reasons.items()}
     fixed = {
         f"{name}.{axis}"
         for name, mine in zip(names, sizes, strict=True)
@@ -107,7 +108,7 @@ def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[s
         tuple(value.dtype if isinstance(value, Tensor) else None for value in values),
         tuple(sizes),
         tuple(dict.fromkeys(each for each in conditions if not sizes_in(each) <= fixed)),
-        {name: reason for name, reason in reasons.items() if name in fixed},
+        {name: reason for name, reason in why.items() if name in fixed},
     )
 
 

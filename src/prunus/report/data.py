@@ -79,6 +79,8 @@ class Report:
         evaluation: what `evaluate` returned for the model, by step: "original", "cut", steps of the repair or "result";
             None without it.
         notes: remarks.
+        inputs: `sizes` of each input of the graph, None along axes that are free; `where`: what must hold between free sizes;
+            `fixed`: why axes that were to be free are not.
         versions: of prunus, torch and Python.
         seed: of the plan.
         allocation, options: how the plan chose numbers of channels, and which of its options differ from the defaults.
@@ -100,6 +102,7 @@ class Report:
     recovery: dict[str, Any] | None = None
     evaluation: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     allocation: str = ""

@@ -26,6 +26,7 @@ __all__ = [
     "versions_line",
 ]
 
+_CONDITIONS = 4  # shown
 _NAMES = {"params": "parameters", "macs": "MACs", "size_bytes": "bytes", "latency_ms": "latency (ms)"}
 TOTALS_HEAD = ("", "before", "after", "kept")
 LAYER_HEAD = ("layer", "kind", "weight before", "weight after", "parameters", "kept", "note")
@@ -40,6 +41,7 @@ def as_text(report: Report) -> str:
         *aligned([TOTALS_HEAD, *totals(report)], right=(1, 2, 3)),
         "",
         form_line(report),
+        *inputs_lines(report),
         *checked_lines(report),
         *remarks(report),
         *(by_operator(report.unknown_operators)),
@@ -54,6 +56,25 @@ def as_text(report: Report) -> str:
 def _replaced(report: Report) -> list[str]:
     cells = [REPLACED_HEAD, *map(replaced_cells, report.replaced)]
     return [*aligned(cells, right=(2, 3, 4, 5, 6)), "", replaced_line(report.replaced)]
+
+
+def inputs_lines(report: Report) -> list[str]:
+    """Which sizes of the inputs are free in a graph, a saved model and an ONNX file, and why others are not."""
+    sizes = report.inputs.get("sizes", {})
+    if not sizes:
+        return []
+    shown = [
+        f"{name} ({', '.join('any' if n is None else str(n) for n in mine)})" for name, mine in sizes.items()
+    ]
+    where = report.inputs["where"]
+    more = f" and {len(where) - _CONDITIONS} more" if len(where) > _CONDITIONS else ""
+    reasons = dict[str, list[str]]()
+    for size, reason in report.inputs["fixed"].items():
+        reasons.setdefault(reason, []).append(size)
+    return [
+        f"Inputs: {', '.join(shown)}{', where ' * bool(where)}{'; '.join(where[:_CONDITIONS])}{more}.",
+        *(f"Fixed: {', '.join(fixed)}, because {reason}." for reason, fixed in reasons.items()),
+    ]
 
 
 def checked_lines(report: Report) -> list[str]:

@@ -4,7 +4,7 @@ from prunus.surgery.biases import with_zero_biases
 from prunus.surgery.class_ties import with_class_ties
 from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.fold import fold_constants
-from prunus.surgery.lift import lift
+from prunus.surgery.lift import in_mode_of, lift
 from prunus.surgery.numbers import axes_written_as_numbers
 from prunus.surgery.put_back import put_back
 from prunus.surgery.replay import cut, replay
@@ -21,6 +21,7 @@ __all__ = [
     "count_size_bytes",
     "cut",
     "fold_constants",
+    "in_mode_of",
     "lift",
     "put_back",
     "replay",

@@ -78,7 +78,9 @@ class Case:
         if len(actual) != len(expected):
             raise self._mismatch(f"it returns {len(actual)} values instead of {len(expected)}")
         rows = zip(actual, self._output_nodes(), expected, strict=True)
-        pairs = [self._pair(name, node, wanted, got) for (name, got), node, wanted in rows]
+        pairs = [
+            self._pair(leaf, name, node, wanted, got) for leaf, ((name, got), node, wanted) in enumerate(rows)
+        ]
         tensors = [pair for pair in pairs if pair is not None]
         self._wanted = [wanted for _, wanted, _ in tensors]
         if any(bool(wanted.isnan().any()) for wanted in self._wanted) and not self._nan_is_original():
@@ -134,16 +136,19 @@ class Case:
                 self.tolerance,
             )
 
-    def _pair(self, name: str, node: Any, expected: Any, actual: Any) -> tuple[str, Tensor, Tensor] | None:
+    def _pair(
+        self, leaf: int, name: str, node: Any, expected: Any, actual: Any
+    ) -> tuple[str, Tensor, Tensor] | None:
         if not isinstance(expected, Tensor):
             if isinstance(actual, Tensor) or actual != expected:
                 raise self._mismatch(f"{name} is {actual!r:.80} instead of {expected!r:.80}")
             return None
         if not isinstance(actual, Tensor):
             raise self._mismatch(f"{name} is a {type(actual).__name__} instead of a tensor")
-        mask = self.subject.masks.of(node.name)
-        kept = kept_values(expected, mask, tuple(actual.shape))
-        if kept is None:
+        captured, shape = self.subject.captured, tuple(actual.shape)
+        kept = kept_values(expected, self.subject.masks.of(node.name), shape)
+        whole = captured.partial is None and captured.output_state(leaf) == "keep"
+        if kept is None or (whole and shape != tuple(expected.shape)):
             raise self._mismatch(
                 f"{name} has shape {tuple(actual.shape)}; the original's is {tuple(expected.shape)}"
             )

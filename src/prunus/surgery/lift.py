@@ -16,7 +16,7 @@ from prunus.surgery.lifted import LiftedModule, NamedModule, expect_constant, wi
 from prunus.surgery.placement import Placement, place_modules
 from prunus.surgery.recipe import Recipe
 
-__all__ = ["lift"]
+__all__ = ["in_mode_of", "lift"]
 
 _UNKNOWN = object()
 _KEPT_META = ("nn_module_stack", "stack_trace")
@@ -56,6 +56,18 @@ def lift(small: Captured) -> LiftedModule | NamedModule:
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(_argument_names(small), small.in_spec, small.out_spec)))
     graph.lint()
     return with_graph(graph, root, _class_name(small)).eval()
+
+
+def in_mode_of(original: nn.Module | None, module: nn.Module) -> nn.Module:
+    """A lifted module in the mode, training or evaluation, of its original: each layer in that of the layer it came from.
+
+    Without an original (an exported program has no mode) it stays in evaluation mode.
+    """
+    if original is not None:
+        modes = {path: each.training for path, each in original.named_modules(remove_duplicate=False)}
+        for path, each in module.named_modules(remove_duplicate=False):
+            each.training = modes.get(path, original.training)
+    return module
 
 
 def _class_name(small: Captured) -> str:
