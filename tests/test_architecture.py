@@ -15,6 +15,7 @@ ROOT = Path(prunus.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "alone",
     "inputs",
     "patterns",
     "plan_schema",

@@ -17,6 +17,7 @@ from prunus.allocation import (
     choice_of_dead,
     keep_counts,
 )
+from prunus.alone import alone
 from prunus.capture import architecture_hash, output_paths
 from prunus.criteria import ByIndex, Dead, Options, gather, score_groups
 from prunus.describe import describe
@@ -32,6 +33,7 @@ FOLLOWING = (
 )
 
 
+@alone
 def plan(
     structure: Structure,
     *,

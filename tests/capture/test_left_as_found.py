@@ -178,4 +178,4 @@ def test_what_forward_prints_is_passed_on_and_what_torch_prints_is_not(
     assert capfd.readouterr().err == "hello\n"
     with pytest.raises(CaptureError):
         capture(Chatty(True), torch.ones(2, 3))
-    assert capfd.readouterr().err.strip() in ("", "hello"), "torch prints the whole graph when it fails"
+    assert set(capfd.readouterr().err.split()) <= {"hello"}, "torch prints the whole graph when it fails"

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from prunus.allocation import Target
+from prunus.alone import alone
 from prunus.api.result import Result
 from prunus.api.scores import Scores
 from prunus.capture import (
@@ -55,6 +56,7 @@ __all__ = ["analyze", "compress", "execute", "structure_of"]
 _SCRIPTED = "{} is a TorchScript module, whose code cannot take smaller parameters"
 
 
+@alone
 def analyze(
     model: Any,
     example_inputs: Any = None,
@@ -114,6 +116,7 @@ def structure_of(captured: Captured, keep_class: bool) -> Structure:
         return with_class_ties(structure) if keep_class else structure
 
 
+@alone
 def execute(
     structure: Structure,
     plan: Plan,
@@ -273,6 +276,7 @@ def _tensor(keep: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(keep))
 
 
+@alone
 def compress(
     model: Any,
     example_inputs: Any = None,

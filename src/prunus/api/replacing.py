@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunus.allocation import Target
+from prunus.alone import alone
 from prunus.api.result import Result, after
 from prunus.capture import Captured, Dynamic, architecture_hash, capture, require_values
 from prunus.decomposition.align import with_names_of
@@ -32,6 +33,7 @@ from prunus.surgery import lift
 __all__ = ["decompose", "replaced"]
 
 
+@alone
 def decompose(
     model: Any,
     example_inputs: Any = None,

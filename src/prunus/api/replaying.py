@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from prunus.alone import alone
 from prunus.api.pruning import execute, structure_of
 from prunus.api.replacing import replaced
 from prunus.api.result import Result, after
@@ -29,6 +30,7 @@ from prunus.request import Problems, checked_flags
 __all__ = ["apply"]
 
 
+@alone
 def apply(
     model: Any,
     plan: Plan | str | os.PathLike[str],

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.artefact.checks import MODEL, PARTS, verified
 from prunus.capture import Captured, capture, size_of
 from prunus.capture.diagnose import first_line
@@ -55,6 +56,7 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
     return open_artefact(directory)[0]
 
 
+@alone
 def open_artefact(directory: str | os.PathLike[str]) -> tuple[nn.Module, Captured]:
     """The module as `load` builds it, and the graph with the example inputs that it was saved with.
 
@@ -80,6 +82,7 @@ def open_artefact(directory: str | os.PathLike[str]) -> tuple[nn.Module, Capture
         ) from error
 
 
+@alone
 def rebuild(path: Path, model_class: str) -> tuple[nn.Module, Captured]:
     """The module and the graph that a ``model.pt2`` holds.
 

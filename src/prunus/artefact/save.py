@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.artefact.atomic import new_folder, require_free
 from prunus.artefact.checks import MODEL, PARTS, PLAN, REPORT, WEIGHTS, strange_in, written
 from prunus.artefact.load import rebuild
@@ -53,6 +54,7 @@ class SavableResult(Protocol):
     def captured(self) -> Captured: ...
 
 
+@alone
 def save(
     result: SavableResult, directory: str | os.PathLike[str], *, overwrite: bool = False, onnx: bool = False
 ) -> Path:

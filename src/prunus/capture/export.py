@@ -2,10 +2,6 @@
 
 import contextlib
 import importlib
-import io
-import logging
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,6 +18,7 @@ from prunus.capture.dynamic import Dynamic, batch_axes, wanted_axes
 from prunus.capture.guards import fixed_sizes, keep_guards_of_code
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept
+from prunus.capture.quiet import quiet
 from prunus.capture.shapes import Axis
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
@@ -124,7 +121,7 @@ def _exported_free(
         if isinstance(tensor, Tensor):
             shapes[tensor] = {axis: Dim.AUTO for axis in range(tensor.dim()) if (leaf, axis) in free}
     try:
-        with _quiet(), _any_size():
+        with quiet(), _any_size():
             program = torch.export.export(model, run_inputs.args, run_inputs.kwargs, dynamic_shapes=shapes)
     except CaptureError:
         raise
@@ -175,7 +172,7 @@ def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) 
             shapes[tensor] = {0: Dim.AUTO}
     with only_plain_outputs(module) as left_out, _plain_surroundings():
         try:
-            with _quiet():
+            with quiet():
                 program = torch.export.export(module, example.args, dynamic_shapes=shapes)
         except Exception:  # noqa: BLE001  torch.export raises whatever the model's own code raises
             program = _export_static(module, example)
@@ -184,7 +181,7 @@ def export_calls(module: nn.Module, calls: Sequence[tuple[Inputs, str | None]]) 
 
 def _export_static(model: nn.Module, example: Inputs) -> ExportedProgram:
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(model, example.args, example.kwargs)
     except CaptureError:
         raise
@@ -240,26 +237,3 @@ def _plain_surroundings() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from printing the graph and its own traceback of errors that are reported otherwise.
-
-    What the model's forward itself prints to stderr is passed on.
-    """
-    logger = logging.getLogger("torch")
-    level = logger.level
-    printed = io.StringIO()
-    failed = True
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
-            # such attributes are put back afterwards
-            warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
-            yield
-        failed = False
-    finally:
-        logger.setLevel(level)
-        if printed.getvalue() and not failed:
-            sys.stderr.write(printed.getvalue())

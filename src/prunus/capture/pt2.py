@@ -20,6 +20,7 @@ from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.capture.diagnose import first_line
 from prunus.capture.reading.archive import Archive, DamagedArchiveError, require_archive
 from prunus.capture.reading.consistent import InconsistentError, require_consistent
@@ -42,6 +43,7 @@ _MOST_VALUES = 2**28  # in an example input: one number can be read as any shape
 _SHOWN = ("stack_trace", "nn_module_stack", "torch_fn")  # of what a file tells about a node
 
 
+@alone
 def load_program(path: str | Path) -> ExportedProgram:
     """Load an exported program from a ``.pt2`` file that holds plain data only.
 

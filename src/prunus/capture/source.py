@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.capture.batch import describe_inputs, with_batch
 from prunus.capture.captured import Captured
 from prunus.capture.diagnose import first_line
@@ -30,6 +31,7 @@ from prunus.inputs import Inputs, as_examples
 __all__ = ["capture"]
 
 
+@alone
 def capture(
     source: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None, dynamic: Dynamic = "auto"
 ) -> Captured:

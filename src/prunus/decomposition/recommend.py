@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prunus.alone import alone
 from prunus.capture import capture
 from prunus.decomposition.choices import chain_costs, pays
 from prunus.decomposition.decide import metrics_of, workable
@@ -16,6 +17,7 @@ from prunus.errors import ConfigError
 __all__ = ["rank_table"]
 
 
+@alone
 def rank_table(
     model: Any,
     example_inputs: Any = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.capture import architecture_hash
 from prunus.errors import ConfigError
 from prunus.evidence.arrange import Blocks, arrangement, blocks
@@ -67,6 +68,7 @@ def wanted(structure: Structure, needs: Sequence[Need], groups: Sequence[Group])
     }
 
 
+@alone
 def collect(
     structure: Structure,
     needs: Sequence[Need],

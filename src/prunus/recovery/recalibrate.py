@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunus.alone import alone
 from prunus.capture.copying import copy_of
 from prunus.errors import ConfigError
 from prunus.inputs import Inputs
@@ -16,6 +17,7 @@ from prunus.inputs import Inputs
 __all__ = ["recalibrate"]
 
 
+@alone
 def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
     """Estimate the running statistics of all batch normalizations anew, from one pass without gradients.
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from prunus.alone import alone
 from prunus.errors import ConfigError
 from prunus.inputs import Inputs, as_inputs
 
@@ -36,6 +37,7 @@ def measure_latency_ms(module: nn.Module, inputs: Any, repeats: int = 20, thread
     return measure_many({"module": module}, inputs, repeats, threads)["module"]
 
 
+@alone
 def measure_many(
     modules: Mapping[str, nn.Module], inputs: Any, repeats: int = 20, threads: int = 1
 ) -> dict[str, float]:
