@@ -437,3 +437,11 @@ def test_no_line_of_torch_is_given_for_the_users_own():
 def test_samples_are_asked_for():
     with pytest.raises(CaptureError, match="pass at least one sample"):
         prunus.analyze(net(), (X[:0],))
+
+
+def test_compiled_parts_run_as_they_are_written():
+    model = net()
+    model[0].compile()
+    model[2] = torch.compile(model[2])  # type: ignore[assignment]
+    result = prunus.compress(model, X[:4], target=HALF)
+    assert result.report.form == "class" and len(result.plan.groups) == 2

@@ -42,7 +42,7 @@ GOLDEN = """\
 
 group           units  constraint  made by -> used by
 --------------  -----  ----------  ------------------
-add                 8              stem, blocks.0.conv2, blocks.1.conv2 -> blocks.{0.conv1, 0.bn2, 1.conv1} and 3 more
+blocks.add          8              stem, blocks.0.conv2, blocks.1.conv2 -> blocks.{0.conv1, 0.bn2, 1.conv1} and 3 more
 blocks.0.conv1     12              itself -> blocks.0.{bn1, conv2}
 blocks.1.conv1     12              itself -> blocks.1.{bn1, conv2}
 

@@ -84,6 +84,7 @@ def compress(
     if checkpoint is not None and data is None:
         raise typer.BadParameter("without --data there is nothing to note.", param_hint="--checkpoint")
     require_savable(output, overwrite=overwrite, onnx=onnx)
+    wanted.check()
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):
@@ -94,7 +95,7 @@ def compress(
             outputs=options.outputs_of(free, drop),
             dynamic=options.dynamic_of(dynamic),
         )
-    given = wanted.batches()
+    given = wanted.batches
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)
     made = wanted.plan(structure, noted)
     batches = given if recover else None

@@ -1,6 +1,7 @@
 """From options on the command line to a plan, for every command that decides."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ class Wanted:
         """
         from prunus.decide import plan
 
-        data = self.batches()
-        method = options.method_of(self.method or ("l2" if data is None else "obs"), self.seed)
+        data, method = self.batches, self.criterion
         with watched("Deciding what stays") as progress:
             return plan(
                 structure,
@@ -69,6 +69,7 @@ class Wanted:
                 **self.goal,
             )
 
+    @cached_property
     def batches(self) -> FileData | None:
         """The calibration data, if there is any.
 
@@ -76,6 +77,35 @@ class Wanted:
             SourceError: it cannot be read.
         """
         return None if self.data is None else FileData(self.data, self.batch)
+
+    @property
+    def criterion(self) -> Any:
+        """What decides, the one that suits the data where none is named."""
+        return options.method_of(self.method or ("l2" if self.data is None else "obs"), self.seed)
+
+    def check(self) -> None:
+        """Refuse what makes no sense before a model is opened.
+
+        Raises:
+            PrunusError: all problems at once.
+        """
+        from prunus.request import Problems, requested
+
+        problems = Problems()
+        goal = {"target": None, "ratio": None, "table": None, **self.goal}
+        asked = {"floors": None, "loss": None, "progress": None, **goal}
+        requested(
+            problems,
+            method=self.criterion,
+            allocation=self.allocation,
+            options=self.options,
+            hold=self.hold,
+            multiple_of=self.multiple_of,
+            seed=self.seed,
+            data=problems.of(lambda: self.batches),
+            **asked,
+        )
+        problems.settle()
 
 
 def goal_of(

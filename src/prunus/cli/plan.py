@@ -109,6 +109,8 @@ def plan(
         batch_size,
     )
     _require_writable(written, overwrite)
+    if wanted.goal:
+        wanted.check()
     opened = open_source(source, inputs or (), weights=weights, pretrained=pretrained, seed=seed)
     note_random_weights(opened)
     with step("Analyzing the model"):

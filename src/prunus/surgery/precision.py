@@ -43,12 +43,13 @@ def copy_at_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @contextlib.contextmanager
 def exact_arithmetic(devices: list[torch.device], seed: int) -> Iterator[None]:
-    """No gradients, no autocast, no TF32, random numbers from a seed; all is restored afterwards."""
+    """No gradients, no autocast, no TF32, nothing compiled, random numbers from a seed; all is restored afterwards."""
     precision = torch.get_float32_matmul_precision()
     cuda = [device for device in devices if device.type == "cuda"]
     cudnn = torch.backends.cudnn
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         stack.enter_context(cudnn.flags(cudnn.enabled, cudnn.benchmark, allow_tf32=False))
         for kind in {"cpu", *(device.type for device in devices)} - {"meta"}:
