@@ -6,6 +6,7 @@ before the reshape, and reshapes each part for itself; this module finds where t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunus.capture import Captured
+from prunus.capture import Captured, size_of
 from prunus.structure.hashing import distinct
-from prunus.structure.labels import compact, outer_to_inner, varying
+from prunus.structure.labels import Grid, compact, outer_to_inner, varying
 from prunus.structure.value import Value
 
 aten = torch.ops.aten
@@ -52,6 +53,13 @@ class Pack:
         """Names of the nodes that lay out, move and take apart the parts."""
         ends = (node for part in self.ends for node in part)
         return frozenset(node.name for node in (*self.path, *self.path[-1].users, *ends))
+
+    def lays_out(self, grid: Grid) -> bool:
+        """Whether a grid is of the parts on their way; the same channels laid out in rows elsewhere are no pack."""
+        if grid.node not in self.nodes or len(grid.labels) != len(self.labels):
+            return False
+        pairs = zip(grid.labels, self.labels, strict=True)
+        return all(np.array_equal(distinct(mine), distinct(part)) for mine, part in pairs)
 
 
 def find_packs(captured: Captured, values: dict[str, Any]) -> list[Pack]:
@@ -109,9 +117,10 @@ def _follow(
         if len(node.users) != 1:
             return None
         node = next(iter(node.users))
-        if node.target not in MOVES:
+        moved = _moved(node, axis, rank) if node.target in MOVES else _reshaped(node, axis)
+        if moved is None:
             return None
-        axis = _moved(node, axis, rank)
+        axis = moved
         path.append(node)
 
 
@@ -127,6 +136,19 @@ def _moved(node: fx.Node, axis: int, rank: int) -> int:
     if node.target is aten.squeeze.dim:
         return axis - (args[1] % rank < axis)
     return axis
+
+
+def _reshaped(node: fx.Node, axis: int) -> int | None:
+    """Where an axis is after others were merged or split, as it was; None where it was not left alone."""
+    if node.target not in (*RESHAPES, aten.flatten.using_ints):
+        return None
+    before, after = size_of(node.args[0]), size_of(node)  # type: ignore[arg-type]
+    found = (
+        i
+        for i, size in enumerate(after)
+        if size == before[axis] and math.prod(after[:i]) == math.prod(before[:axis])
+    )
+    return next(found, None)
 
 
 def _ends(node: fx.Node, axis: int, rank: int, parts: int) -> tuple[tuple[fx.Node, ...], ...] | None:

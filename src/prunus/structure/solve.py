@@ -90,16 +90,10 @@ def solve(statements: Labels, packs: Sequence[Pack] = ()) -> tuple[Labels, Units
         The statements with those that factorizing has added, and the units that they mean.
     """
     labels = _copy(statements)
-    apart = {pack.labels.tobytes(): pack for pack in packs}
     grids = []
     for grid in labels.grids:
-        pack = apart.get(np.ascontiguousarray(grid.labels).tobytes())
-        # the same channels laid out in rows elsewhere are no pack
-        parts = (
-            [grid.labels]
-            if pack is None or grid.node not in pack.nodes
-            else [part for part in pack.labels if part.ndim > 1]
-        )
+        apart = any(pack.lays_out(grid) for pack in packs)
+        parts = [part for part in grid.labels if part.ndim > 1] if apart else [grid.labels]
         grids += [Grid(part, grid.node, grid.separable) for part in parts]
     grids = _distinct(grids)
     while True:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from prunus.structure.packs import Pack
 from prunus.surgery.kept import Kept, shaped
@@ -65,7 +66,7 @@ def unpack(run: Rewriting, pack: Pack) -> None:
         part.meta = {**split.meta, "val": whole.new_empty(with_sizes)}
         branch.new[source] = part
         for node in pack.path:
-            branch.emit(node)
+            _emit(branch, node)
         last = pack.path[-1]
         end = run.graph.create_node(
             "call_function", aten.select.int, (branch.new[last], pack.axis, 0), name=ends[0].name
@@ -77,3 +78,11 @@ def unpack(run: Rewriting, pack: Pack) -> None:
         for node in ends:
             run.new[node] = end
     split.meta["val"] = [user.meta["val"] for user in split.users]
+
+
+def _emit(branch: Rewriting, node: fx.Node) -> None:
+    """Copy a node, and before it the sizes that it is told and that are only computed later."""
+    for used in node.all_input_nodes:
+        if used not in branch.new:
+            _emit(branch, used)
+    branch.emit(node)
