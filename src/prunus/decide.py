@@ -21,7 +21,7 @@ from prunus.alone import alone
 from prunus.capture import architecture_hash, output_paths
 from prunus.criteria import ByIndex, Dead, Options, gather, score_groups
 from prunus.describe import describe
-from prunus.errors import PlanError, TargetError
+from prunus.errors import ConfigError, PlanError, TargetError
 from prunus.evidence import Progress
 from prunus.plan import GroupPlan, Plan
 from prunus.request import Problems, Request, Settled, requested, settled
@@ -89,6 +89,7 @@ def plan(
         TargetError: the target cannot be reached; says what can.
     """
     problems = Problems()
+    problems.of(_require_structure, structure)
     request = requested(
         problems,
         method=method,
@@ -107,6 +108,13 @@ def plan(
     )
     problems.settle()
     return decided(structure, settled(structure, request))
+
+
+def _require_structure(given: Any) -> None:
+    if not isinstance(given, Structure):
+        raise ConfigError(
+            f"structure: pass what prunus.analyze(model, inputs) returns, not a {type(given).__name__}"
+        )
 
 
 def decided(structure: Structure, wanted: Settled) -> Plan:

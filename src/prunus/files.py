@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from prunus.errors import PrunusError
 
-__all__ = ["PICKLES", "open_file", "read_text", "reason_of", "shown", "write_file"]
+__all__ = ["PICKLES", "as_path", "open_file", "read_text", "reason_of", "shown", "write_file"]
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".tar", ".joblib")
 
@@ -23,6 +23,13 @@ def shown(name: object) -> str:
     if len(text) > 300:
         text = f"{text[:150]}...{text[-100:]}"
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def as_path(given: object, error: type[PrunusError]) -> Path:
+    """What somebody passes as a path; `error` is raised where it is none."""
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    raise error(f"a path is text or a pathlib.Path, not a {type(given).__name__}")
 
 
 def open_file(path: Path, error: type[PrunusError], expected: str = "", *, missing: str = "") -> BinaryIO:

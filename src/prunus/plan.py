@@ -11,11 +11,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from prunus.errors import PlanError
-from prunus.files import read_text, shown, write_file
+from prunus.files import as_path, read_text, shown, write_file
 from prunus.plan_schema import PLAN_ENTRIES, checked, entry_problems, group_problems, layer_problems
 
 VERSION = 1
@@ -197,7 +196,7 @@ class Plan:
         Raises:
             PlanError: it cannot be written there.
         """
-        write_file(Path(path), self.to_json(), PlanError, "plan")
+        write_file(as_path(path, PlanError), self.to_json(), PlanError, "plan")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -206,8 +205,9 @@ class Plan:
         Raises:
             PlanError: no such file, cannot be read, too large, or not a plan.
         """
+        path = as_path(path, PlanError)
         try:
-            return Plan.from_json(read_text(Path(path), PlanError, "plan", MAX_BYTES))
+            return Plan.from_json(read_text(path, PlanError, "plan", MAX_BYTES))
         except PlanError as error:
             named = shown(path) in str(error)
             raise error if named else PlanError(f"{shown(path)}: {error}") from error

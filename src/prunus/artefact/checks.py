@@ -14,7 +14,7 @@ import torch
 
 from prunus.artefact.atomic import interrupted_save
 from prunus.errors import ArtefactError
-from prunus.files import PICKLES, reason_of, shown
+from prunus.files import PICKLES, as_path, reason_of, shown
 
 __all__ = [
     "FILES",
@@ -107,7 +107,7 @@ def verified(directory: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     Raises:
         ArtefactError: Naming the file that is missing, cut short, changed or not a file.
     """
-    folder = Path(directory)
+    folder = as_path(directory, ArtefactError)
     _require_folder(folder)
     return folder, _unchanged(folder)
 

@@ -22,6 +22,7 @@ from prunus.capture.export import Export
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept, left_as_found
 from prunus.errors import ArtefactError
+from prunus.files import as_path
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
 
@@ -87,7 +88,7 @@ def save(
             model computes.
     """
     require_savable(directory, overwrite=overwrite, onnx=onnx)
-    target = Path(directory)
+    target = as_path(directory, ArtefactError)
     with new_folder(target, overwrite=overwrite, own=strange_in) as folder:
         _write(result, folder, onnx)
     return target
@@ -103,7 +104,7 @@ def require_savable(
     """
     if onnx:
         require_onnx()
-    require_free(Path(directory), overwrite, strange_in)
+    require_free(as_path(directory, ArtefactError), overwrite, strange_in)
 
 
 def _write(result: SavableResult, folder: Path, onnx: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunus.capture.reading.archive import Archive, DamagedArchiveError
 from prunus.errors import SourceError
-from prunus.files import open_file, shown
+from prunus.files import as_path, open_file, shown
 
 __all__ = ["load_weights"]
 
@@ -39,7 +39,7 @@ def load_weights(path: str | os.PathLike[str], *, max_size_bytes: int = 2**36) -
     Raises:
         SourceError: If there is no such file, it is too large or damaged, or holds more than tensors.
     """
-    path = Path(path)
+    path = as_path(path, SourceError)
     suffix = path.suffix.lower()
     with open_file(path, SourceError, "; expected weights as .safetensors or .pth") as file:
         size = os.fstat(file.fileno()).st_size

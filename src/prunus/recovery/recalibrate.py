@@ -34,7 +34,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
         A copy, in the mode of the model. A model without batch normalization comes back as it is.
 
     Raises:
-        ConfigError: no batches, or a layer has seen a single value for each channel.
+        ConfigError: no model, no batches, or a layer has seen a single value for each channel.
 
     References:
         Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, ECCV 2020, arXiv:2007.02491.
@@ -46,6 +46,10 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
         >>> again.training, bool((again[1].running_var != net[1].running_var).all())
         (False, True)
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: pass a torch.nn.Module, not a {type(model).__name__}")
+    if not isinstance(data, Iterable):
+        raise ConfigError(f"data: pass batches of what the model takes, not a {type(data).__name__}")
     copied = copy_of(model)
     layers = {
         name: module
