@@ -73,10 +73,10 @@ def check_network(network: Network, seed: int) -> Found:
     pick = Seeded(seed)
     model, inputs = network.model(), network.inputs()
     before = _state(model)
-    free = pick.one_of(
-        (True, False, False, False, False)
-    )  # torch takes five times as long to export free sizes
-    structure = prunus.analyze(model, inputs, keep_class=pick.one_of((False, False, True)))
+    free = pick.one_of((True, *[False] * 4))  # torch takes five times as long to export free sizes
+    dynamic = "auto" if free else False
+    structure = prunus.analyze(model, inputs, keep_class=pick.one_of((False, False, True)), dynamic=dynamic)
+    assert not structure.unknown, f"no rule for {structure.unknown}"
     held = tuple(
         group.held.partition(" (")[0]
         for group in structure.groups
@@ -88,7 +88,7 @@ def check_network(network: Network, seed: int) -> Found:
         result = execute(structure, plan)
         counts["plans"] += 1
         counts["own_class"] += result.report.form == "class"
-        _same_shapes(model, result.model, inputs)
+        _same_form(model, result.model, inputs)
         exact = network.exact and not zeroed.mixes_channels(structure)
         if exact:
             _close(
@@ -154,7 +154,7 @@ def _close(expected: list[Tensor], found: list[Tensor], limit: float, what: str)
 
 
 @torch.no_grad()
-def _same_shapes(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _same_form(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     one, two = (m(*_fresh(inputs)) for m in (model, small))
     a, b = pytree.tree_flatten(one), pytree.tree_flatten(two)
     assert a[1] == b[1], f"returns {b[1]} instead of {a[1]}"
@@ -186,15 +186,21 @@ def _at_other_sizes(
     )
     if exact:
         _close(_zeroed(structure, result.plan, inputs), found, 1e-9, f"original with zeros at {sizes}")
+    elif sizes is SIZES[-1] and result.plan.keep:
+        there = _made_there(network, result, inputs)
+        if there is not None:
+            _close(there, found, 1e-9, f"result made at {sizes}")
     return 1, 0
 
 
-def again(network: Network, result: prunus.Result, sizes: dict[str, int]) -> None:
-    """The same plan for the network captured at other sizes gives what the result computes there."""
-    inputs = network.inputs(1, **sizes)
-    structure = prunus.analyze(network.model(), inputs, keep_class=result.plan.keep_class)
-    other = execute(structure, result.plan)
-    _close(_double(other.model, inputs), _double(result.model, inputs), 1e-9, f"result made at {sizes}")
+def _made_there(network: Network, result: prunus.Result, inputs: tuple[Tensor, ...]) -> list[Tensor] | None:
+    """What the same choice gives in the network captured on these inputs; None where it has other groups there."""
+    structure = prunus.analyze(network.model(), inputs, keep_class=result.plan.keep_class, dynamic=False)
+    kept = {name: list(units) for name, units in result.plan.keep.items()}
+    if not set(kept) <= {group.name for group in structure.prunable}:
+        return None
+    plan = prunus.plan(structure, method=prunus.ByIndex(keep=kept))
+    return _double(execute(structure, plan).model, inputs)
 
 
 def _trains(network: Network, model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
