@@ -46,6 +46,7 @@ from prunus.surgery import (
     in_mode_of,
     lift,
     put_back,
+    shapes_that_hold,
     with_class_ties,
     with_zero_biases,
     write_back,
@@ -139,6 +140,8 @@ def execute(
     require_values(structure.captured.tensors, structure.captured.names)
     keep = structure.keep_labels(plan.keep)
     small = cut(structure, keep)
+    if verify:
+        small = small.with_(shapes=shapes_that_hold(structure.captured))
     module = lift(small)
     verification = (
         compare(structure.captured, structure.tracks, _tensor(keep), module, small)

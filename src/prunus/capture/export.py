@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture.batch import batch_size, batched_tensors, describe_inputs, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.dynamic import Dynamic, batch_axes, wanted_axes
-from prunus.capture.guards import fixed_sizes, keep_guards_of_code
+from prunus.capture.guards import fixed_sizes, keep_guards_of_code, short_sizes
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept
 from prunus.capture.quiet import quiet
@@ -121,7 +121,7 @@ def _exported_free(
         if isinstance(tensor, Tensor):
             shapes[tensor] = {axis: Dim.AUTO for axis in range(tensor.dim()) if (leaf, axis) in free}
     try:
-        with quiet(), _any_size():
+        with quiet(), _any_size(), short_sizes():
             program = torch.export.export(model, run_inputs.args, run_inputs.kwargs, dynamic_shapes=shapes)
     except CaptureError:
         raise

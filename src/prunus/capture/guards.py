@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sympy
 import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from prunus.capture.shapes import Axis
 from prunus.capture.sizes import is_symbolic
 
-__all__ = ["fixed_sizes", "keep_guards_of_code"]
+__all__ = ["fixed_sizes", "keep_guards_of_code", "short_sizes"]
 
+_LONGEST = 12  # operations in a size; a map that is halved five times has four
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 # where torch works out the shapes of an operator's results: the operator itself asks again when it runs
 _OPERATORS = tuple(
@@ -34,6 +39,32 @@ _OPERATORS = tuple(
 )
 # where an operator that is written in C++ is called
 _CALLS = (_TORCH + "_ops.py", _TORCH + os.path.join("_export", "non_strict_utils.py"))
+
+
+@contextlib.contextmanager
+def short_sizes() -> Iterator[None]:
+    """Give an export up in which sizes become long expressions, as where each layer pads to whole windows: torch would need minutes.
+
+    Raises:
+        RuntimeError: From inside of the forward.
+    """
+    thread = threading.get_ident()
+
+    def look(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        for tensor in args:
+            for size in tensor.shape if isinstance(tensor, Tensor) else ():
+                if is_symbolic(size) and size.node.expr.count_ops() > _LONGEST:
+                    raise RuntimeError(
+                        f"sizes become too long to follow in {type(module).__name__}: {str(size)[:80]}"
+                    )
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def fixed_sizes(program: ExportedProgram, wanted: Iterable[Axis]) -> dict[Axis, str]:

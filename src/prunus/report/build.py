@@ -59,7 +59,7 @@ def build_report(
         unknown_operators=dict(structure.unknown),
         latency_threads=LATENCY_THREADS if measure_latency else None,
         notes=tuple(notes),
-        inputs=structure.captured.shapes.to_dict(),
+        inputs=small.shapes.to_dict(),
         versions=versions(),
         seed=plan.seed,
         allocation=plan.allocation,

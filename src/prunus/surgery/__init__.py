@@ -6,6 +6,7 @@ from prunus.surgery.count import count_macs, count_params, count_size_bytes
 from prunus.surgery.fold import fold_constants
 from prunus.surgery.lift import in_mode_of, lift
 from prunus.surgery.numbers import axes_written_as_numbers
+from prunus.surgery.other_sizes import shapes_that_hold
 from prunus.surgery.put_back import put_back
 from prunus.surgery.replay import cut, replay
 from prunus.surgery.slice import slice_graph
@@ -25,6 +26,7 @@ __all__ = [
     "lift",
     "put_back",
     "replay",
+    "shapes_that_hold",
     "slice_graph",
     "with_class_ties",
     "with_zero_biases",

@@ -14,6 +14,7 @@ from prunus.inputs import Inputs
 from prunus.surgery.case import Case, Float64Error, Subject
 from prunus.surgery.masks import Masks
 from prunus.surgery.memory import free_bytes
+from prunus.surgery.other_sizes import other_sizes
 from prunus.surgery.random_inputs import random_inputs, side_by_side
 
 __all__ = ["Verification", "compare", "random_inputs"]
@@ -95,7 +96,7 @@ def _check(subject: Subject, dtype: torch.dtype, reason: str, tolerance: float |
     name = str(dtype).removeprefix("torch.")
     errors, remarks = _errors(subject, dtype, limit)
     return Verification(
-        max_relative_error=max(errors, default=0.0),
+        max_relative_error=max([*errors, *_elsewhere(subject, dtype, limit)], default=0.0),
         tolerance=limit,
         dtype=f"{name} ({reason})" if reason else name,
         inputs_checked=len(errors),
@@ -126,6 +127,18 @@ def _errors(subject: Subject, dtype: torch.dtype, limit: float) -> tuple[list[fl
     further = [Case(subject, "another example", other, dtype, limit) for other in subject.captured.others]
     errors += [error for case in further if (error := case.error()) is not None]
     return errors, [remark for case in cases for remark in case.remarks]
+
+
+def _elsewhere(subject: Subject, dtype: torch.dtype, limit: float) -> list[float]:
+    """The error on smaller inputs, where sizes are free and the original takes them."""
+    small = subject.small_captured
+    captured = subject.captured if small is None else subject.captured.with_(shapes=small.shapes)
+    for inputs in other_sizes(captured, random_inputs(captured, _SEED + 1)):
+        case = Case(subject, "differently sized", inputs, dtype, limit)
+        if case.original_runs():
+            error = case.error()
+            return [] if error is None else [error]
+    return []
 
 
 def _same(one: Inputs, other: Inputs) -> bool:
