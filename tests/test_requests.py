@@ -166,6 +166,12 @@ RAW: dict[str, Callable[[], Any]] = {
     "complex scores": lambda: compressed(method=lambda view: torch.ones(view.size, dtype=torch.complex64)),
     "a name": lambda: prunus.register_criterion(5),  # type: ignore[arg-type]
     "checkpoint without data": lambda: compressed(checkpoint="noted"),
+    "plan of a model": lambda: prunus.plan(net(), target=HALF),  # type: ignore[arg-type]
+    "plan of nothing": lambda: prunus.plan(None, target=HALF),  # type: ignore[arg-type]
+    "load": lambda: prunus.Plan.load(None),  # type: ignore[arg-type]
+    "recalibrate a number": lambda: prunus.recalibrate(5, [X]),  # type: ignore[arg-type]
+    "recalibrate on a number": lambda: prunus.recalibrate(net(), 5),  # type: ignore[arg-type]
+    "no data": lambda: compressed(data=[]),
     "decompose": lambda: prunus.decompose(net(), X[:4], target=0.5),  # type: ignore[arg-type]
     "decompose, hold": lambda: prunus.decompose(net(), X[:4], ranks={"0": 2}, hold=[3]),
 }

@@ -29,7 +29,7 @@ from prunus.evidence.losses import checked_loss
 from prunus.patterns import checked_patterns
 from prunus.structure import Group, LayerTable, Structure
 
-__all__ = ["Problems", "Request", "Settled", "checked_flags", "requested"]
+__all__ = ["Problems", "Request", "Settled", "checked_flags", "requested", "settled"]
 
 
 class Problems:

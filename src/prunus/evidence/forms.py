@@ -85,6 +85,8 @@ def _known(data: Any) -> Any:
         return _Called(data)
     if isinstance(data, bytes | type) or not isinstance(data, Iterable):
         raise ConfigError(f"data is a {type(data).__name__}: pass an iterable of {FORMS}")
+    if isinstance(data, list | tuple) and not data:
+        raise ConfigError(f"data is empty: pass {FORMS}, like the example inputs")
     return data
 
 

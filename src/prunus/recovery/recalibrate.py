@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunus.alone import alone
 from prunus.capture.copying import copy_of
 from prunus.errors import ConfigError
+from prunus.evidence.forms import batches_of
 from prunus.inputs import Inputs
 
 __all__ = ["recalibrate"]
@@ -27,8 +28,9 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
 
     Args:
         model: any module; it is left as it is.
-        data: batches: a tensor, a tuple of positional arguments, a dictionary of keywords, or `prunus.Inputs`. As many samples
-            as possible: with fewer than a few hundred the estimates are worse than what they replace.
+        data: batches: a tensor, a tuple of positional arguments, a dictionary of keywords, or `prunus.Inputs`; in any of the
+            forms that `prunus.plan` lists. As many samples as possible: with fewer than a few hundred the estimates are worse
+            than what they replace.
 
     Returns:
         A copy, in the mode of the model. A model without batch normalization comes back as it is.
@@ -48,8 +50,9 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: pass a torch.nn.Module, not a {type(model).__name__}")
-    if not isinstance(data, Iterable):
-        raise ConfigError(f"data: pass batches of what the model takes, not a {type(data).__name__}")
+    if data is None:
+        raise ConfigError("data is missing: pass batches of what the model takes")
+    batches = batches_of(data)
     copied = copy_of(model)
     layers = {
         name: module
@@ -62,16 +65,16 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
     sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in layers}
     handles = [module.register_forward_pre_hook(_counter(sums[name])) for name, module in layers.items()]
     kept = {name: (module.momentum, module.num_batches_tracked) for name, module in layers.items()}
-    batches = 0
+    count = 0
     try:
         copied.eval()
         for module in layers.values():
             module.train()
             module.momentum = 0.0  # the pass itself writes nothing
         with torch.no_grad():
-            for batch in data:
+            for batch in batches:
                 _call(copied, batch)
-                batches += 1
+                count += 1
     finally:
         for handle in handles:
             handle.remove()
@@ -79,7 +82,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any]) -> nn.Module:
             module.momentum, module.num_batches_tracked = kept[name]
         for module, training in modes.items():
             module.training = training
-    if not batches:
+    if not count:
         raise ConfigError("data is empty: pass batches of what the model takes")
     for name, module in layers.items():
         _settle(name, module, *sums[name])
