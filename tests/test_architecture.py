@@ -30,6 +30,7 @@ ORDER = [
     "criteria",
     "allocation",
     "describe",
+    "masks",
     "plan",
     "request",
     "decide",

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from prunus.allocation import (
-    Choice,
     Target,
     allocate,
     allocator_of,
@@ -18,12 +17,11 @@ from prunus.allocation import (
     keep_counts,
 )
 from prunus.alone import alone
-from prunus.capture import architecture_hash, output_paths
+from prunus.capture import architecture_hash
 from prunus.criteria import ByIndex, Dead, Options, gather, score_groups
-from prunus.describe import describe
 from prunus.errors import ConfigError, PlanError, TargetError
 from prunus.evidence import Progress
-from prunus.plan import GroupPlan, Plan
+from prunus.plan import Plan, plan_of
 from prunus.request import Problems, Request, Settled, requested, settled
 from prunus.structure import Group, LayerTable, Structure
 
@@ -126,7 +124,7 @@ def decided(structure: Structure, wanted: Settled) -> Plan:
     request, goal, free = wanted.request, wanted.goal, wanted.free
     criterion, options = request.criterion, request.options
     if isinstance(criterion, ByIndex):
-        made = _plan(structure, choice_by_index(structure, criterion), "index", {}, request.seed)
+        made = plan_of(structure, choice_by_index(structure, criterion), "index", {}, request.seed)
         check(structure, made)
         return made
 
@@ -135,7 +133,7 @@ def decided(structure: Structure, wanted: Settled) -> Plan:
         if request.data is not None:
             evidence, _ = gather(structure, criterion, free, request.data, None, request.progress)
         choice = choice_of_dead(structure, free, evidence, request.multiple_of)
-        made = _plan(structure, choice, criterion.name, {}, request.seed)
+        made = plan_of(structure, choice, criterion.name, {}, request.seed)
         check(structure, made)
         return made
 
@@ -162,7 +160,7 @@ def decided(structure: Structure, wanted: Settled) -> Plan:
         choice = keep_counts(structure, score, goal, free, request.multiple_of, options)
         said, allocation = {}, "manual"
     name = getattr(criterion, "name", type(criterion).__name__)
-    made = _plan(structure, choice, name, said, request.seed)
+    made = plan_of(structure, choice, name, said, request.seed)
     if not made.groups and _asks(request):
         raise TargetError(_nothing(structure, request, goal))
     return dataclasses.replace(made, allocation=allocation, options=options.to_dict())
@@ -182,35 +180,6 @@ def _nothing(structure: Structure, request: Request, goal: Target | dict[str, in
         f"{asked} removes nothing: in groups of at most {widest} channels (of a row) it rounds to all of them. Ask for less "
         f"to be kept, or leave out multiples and floors."
     )
-
-
-def _plan(structure: Structure, choice: Choice, method: str, target: dict[str, float], seed: int) -> Plan:
-    groups = []
-    for group in structure.groups:
-        if group.name in choice and len(choice[group.name]) < group.size:
-            members = tuple((m.parameter, m.axis) for m in group.members)
-            groups.append(
-                GroupPlan(group.name, group.size, tuple(int(i) for i in choice[group.name]), members)
-            )
-    return Plan(
-        architecture=architecture_hash(structure.captured),
-        groups=tuple(groups),
-        inputs=describe(structure.captured),
-        method=method,
-        target=target,
-        keep_class=structure.keep_class,
-        seed=seed,
-        outputs=_outputs(structure),
-    )
-
-
-def _outputs(structure: Structure) -> dict[str, str]:
-    """Which outputs may get narrower or are dropped, each by its path, as `analyze` was told."""
-    states = structure.captured.outputs
-    if not states:
-        return {}
-    paths = output_paths(structure.captured.out_spec)
-    return {path or "*": state for path, state in zip(paths, states, strict=True) if state != "keep"}
 
 
 def check(structure: Structure, made: Plan) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunus.capture import Captured, Dynamic
+from prunus.capture import Captured, Dynamic, output_paths
 from prunus.capture.reading.plain import treespec_problem
 from prunus.errors import PlanError
 from prunus.inputs import Inputs
@@ -24,6 +24,14 @@ def describe(captured: Captured) -> dict[str, Any]:
     leaves, spec = pytree.tree_flatten((captured.example.args, captured.example.kwargs))
     free = sorted(list(axis) for axis in captured.shapes.asked)
     return {"structure": pytree.treespec_dumps(spec), "leaves": [_leaf(x) for x in leaves], "free": free}
+
+
+def outputs_of(captured: Captured) -> dict[str, str]:
+    """Which outputs may get narrower or are dropped, each by its path, as the capture was told."""
+    if not captured.outputs:
+        return {}
+    states = zip(output_paths(captured.out_spec), captured.outputs, strict=True)
+    return {path or "*": state for path, state in states if state != "keep"}
 
 
 def asked(described: dict[str, Any]) -> Dynamic:

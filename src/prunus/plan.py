@@ -9,13 +9,20 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from prunus.capture import architecture_hash
+from prunus.describe import describe, outputs_of
 from prunus.errors import PlanError
 from prunus.files import as_path, read_text, shown, write_file
+from prunus.masks import masked_units, masks_of, structure_for
 from prunus.plan_schema import PLAN_ENTRIES, checked, entry_problems, group_problems, layer_problems
+from prunus.structure import Structure
 
 VERSION = 1
 MAX_BYTES = 256 * 1024 * 1024
@@ -120,6 +127,48 @@ class Plan:
         raise PlanError(
             f"the plan has no group {name!r}; it has {', '.join(g.name for g in self.groups[:8])}"
         )
+
+    @staticmethod
+    def from_masks(source: Any, example_inputs: Any = None) -> Plan:
+        """The plan that masks mean: units leave whose weights are all zero, in the layers that make them or in those that read them.
+
+        Masks of `torch.nn.utils.prune` count whether they are still there or have been made permanent. What a unit with a bias
+        still puts out is a constant, which `apply` folds into later layers where it can; see `method="dead"` for what leaves
+        without any change.
+
+        Args:
+            source: from `prunus.analyze`, or a module.
+            example_inputs: of a module.
+
+        Example:
+            >>> import torch, prunus
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)).eval()
+            >>> with torch.no_grad():
+            ...     _ = net[0].weight[1:3].zero_()
+            >>> plan = prunus.Plan.from_masks(net, torch.randn(2, 4))
+            >>> plan.keep
+            {'0': (0, 3, 4, 5)}
+            >>> plan.masks(net)["0.weight"][:, 0].int().tolist()
+            [1, 0, 0, 1, 1, 1]
+        """
+        structure = structure_for(source, example_inputs)
+        return plan_of(structure, masked_units(structure), "masks", {}, 0)
+
+    def masks(self, source: Any) -> dict[str, Tensor]:
+        """Name of every parameter -> bool of its shape, False where an output or an input leaves; of this plan, without `then`.
+
+        Args:
+            source: the structure that the plan was made for, from `prunus.analyze`, or a module of the same architecture.
+
+        Raises:
+            PlanError: the plan is for another architecture.
+        """
+        structure = structure_for(source, None, self.inputs, self.outputs, self.keep_class)
+        if self.architecture != architecture_hash(structure.captured):
+            raise PlanError(
+                "this plan was made for another architecture, so it says nothing about these weights"
+            )
+        return masks_of(structure, structure.keep_labels(self.keep))
 
     def to_json(self) -> str:
         return json.dumps(self._content(), indent=1, allow_nan=False)
@@ -226,4 +275,24 @@ def _layer(entry: dict[str, Any]) -> LayerPlan:
     ranks, shape = tuple(entry["ranks"]), tuple(entry["shape"])
     return LayerPlan(
         entry["path"], entry["method"], ranks, shape, entry["bias"], dict(entry.get("options", {}))
+    )
+
+
+def plan_of(
+    structure: Structure, choice: Mapping[str, np.ndarray], method: str, target: dict[str, float], seed: int
+) -> Plan:
+    """The plan in which groups keep the units that are chosen."""
+    chosen = [g for g in structure.groups if len(choice.get(g.name, g.units)) < g.size]
+    members = [tuple((m.parameter, m.axis) for m in g.members) for g in chosen]
+    kept = [tuple(int(i) for i in choice[g.name]) for g in chosen]
+    rows = zip(chosen, kept, members, strict=True)
+    return Plan(
+        architecture=architecture_hash(structure.captured),
+        groups=tuple(GroupPlan(g.name, g.size, keep, mine) for g, keep, mine in rows),
+        inputs=describe(structure.captured),
+        method=method,
+        target=target,
+        keep_class=structure.keep_class,
+        seed=seed,
+        outputs=outputs_of(structure.captured),
     )

@@ -19,7 +19,7 @@ from prunus.evidence.places import Place, Places, Spot
 from prunus.structure import Group, Structure
 from prunus.structure.labels import compact, varying
 
-__all__ = ["choice_of_dead"]
+__all__ = ["choice_from", "choice_of_dead"]
 
 _ROUNDS = 8  # what only dead units read is dead as well, and so on
 _STILL = 1e-9  # of the mean square: rounding of sums leaves less
@@ -40,7 +40,7 @@ def choice_of_dead(
     search, choice = _Search(structure, groups, evidence), {}
     for _ in range(_ROUNDS):
         dead = search.dead(structure.keep_labels(choice))
-        found = _choice(groups, dead, choice, multiple_of)
+        found = choice_from(groups, dead, choice, multiple_of)
         if {name: len(keep) for name, keep in found.items()} == {n: len(keep) for n, keep in choice.items()}:
             break
         choice = found
@@ -143,7 +143,9 @@ def _constant(bounds: Bounds | None, spot: Spot) -> tuple[np.ndarray, np.ndarray
     return known.numpy(), (known & (ends[0] == 0)).numpy()
 
 
-def _choice(groups: list[Group], dead: dict[str, np.ndarray], before: Choice, multiple_of: int) -> Choice:
+def choice_from(
+    groups: Sequence[Group], dead: dict[str, np.ndarray], before: Choice, multiple_of: int
+) -> Choice:
     """Units that stay: as many leave each row as are dead in the row with the fewest, of all groups that are tied.
 
     Those that left `before` leave first: others may have been found dead because of it.

@@ -70,8 +70,10 @@ class _Run:
     def _also(self, node: fx.Node, after: Any) -> None:
         """What was written to had one value before, and has another one after."""
         before = self.values.get(node)
-        both = isinstance(before, Bounds) and isinstance(after, Bounds)
-        self.values[node] = before.hull(after) if both else None
+        if isinstance(before, Bounds) and isinstance(after, Bounds):
+            self.values[node] = before.hull(after)
+        else:
+            self.values[node] = None
 
     @staticmethod
     def _plain_write(node: fx.Node) -> bool:
