@@ -72,6 +72,39 @@ def test_the_untouched_file_is_read(saved: Path) -> None:
     assert capture(saved).batch == 2
 
 
+class Mixed(nn.Module):
+    """Regions with other types, without gradients, and with a choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.up(x).relu()
+        with torch.no_grad():
+            scale = hidden.float().abs().mean() + 1
+        return self.down(hidden.float() / scale)
+
+
+def test_regions_are_read_as_they_run(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(Mixed().eval(), (torch.ones(2, 4),)), path)
+    with torch.autocast("cpu"):
+        captured = capture(path)
+    assert {node.meta["val"].dtype for node in captured.graph.nodes if node.name == "linear"} == {
+        torch.bfloat16
+    }
+
+    def change(tree: Any) -> None:
+        for item in walk(tree):
+            if "linear" in item.get("tensor_values", {}):
+                item["tensor_values"]["linear"]["dtype"] = 7
+
+    rewrite(path, edit_json("models/", change))
+    refused(path, "linear", "bfloat16, where the file says (2, 6) float32")
+
+
 # --- operators
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +66,10 @@ def require_consistent(program: ExportedProgram) -> None:
     for node, spec in zip(program.graph.find_nodes(op="placeholder"), specs, strict=True):
         own = state.get(spec.target) if spec.kind != InputKind.USER_INPUT and spec.target else None
         given.append(_claimed(node, mode) if own is None else mode.from_tensor(own, static_shapes=True))
-    _run(program.graph, given, mode)
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):  # the caller's own autocast is no part of the program
+            stack.enter_context(torch.autocast(device, enabled=False))
+        _run(program.graph, given, mode)
 
 
 def _run(graph: fx.Graph, given: Sequence[Any], mode: FakeTensorMode) -> None:
@@ -107,10 +111,16 @@ def _run_bodies(name: str, args: Sequence[Any], mode: FakeTensorMode) -> None:
     if name not in _WRAPPERS:
         return
     bodies = [at for at, each in enumerate(args) if isinstance(each, fx.GraphModule)]
-    for at in bodies:
-        operands = pytree.tree_leaves(list(args[bodies[-1] + 1 :]))
-        if len(args[at].graph.find_nodes(op="placeholder")) == len(operands):
-            _run(args[at].graph, operands, mode)
+    operands = pytree.tree_leaves(list(args[bodies[-1] + 1 :])) if bodies else []
+    with _autocast(*args[:3]) if name == "wrap_with_autocast" else contextlib.nullcontext():
+        for at in bodies:
+            if len(args[at].graph.find_nodes(op="placeholder")) == len(operands):
+                _run(args[at].graph, operands, mode)
+
+
+def _autocast(device: str, dtype: torch.dtype | None, enabled: bool) -> torch.autocast:
+    """As the body of a region runs; casts are not remembered, which would keep tensors of this run."""
+    return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
 
 def _is_long(leaves: list[Any]) -> bool:
