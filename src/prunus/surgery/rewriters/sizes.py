@@ -106,10 +106,12 @@ def _repeat(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     source, out = run.kept(main_input(node)), run.kept(node)
     repeats = list(argument(copy, name))
     extra = len(out.shape) - len(source.shape)
+    first = len(out.shape) - len(repeats)  # tile may leave out the axes in front
     for i in range(len(repeats)):
-        old = source.shape[i - extra] if i >= extra else 1
+        axis = i + first
+        old = source.shape[axis - extra] if axis >= extra else 1
         if isinstance(repeats[i], int):
-            repeats[i] = out.shape[i] // old
+            repeats[i] = out.shape[axis] // old
     set_argument(copy, name, repeats)
 
 
