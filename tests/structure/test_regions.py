@@ -83,7 +83,7 @@ def test_what_a_forward_casts_is_cast_in_the_result() -> None:
     small = lift(capture(result.model, made.inputs))
     with torch.no_grad():
         assert torch.equal(small(*made.inputs), result.model(*made.inputs))
-        assert any("bfloat16" in str(node.args) for node in small.graph.nodes)
+        assert "bfloat16" in str(small.code)
 
 
 def by_value(m: Any, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Loops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (T, N, 3)
         y = self.body_graph_0(self.mix(self.embed(x).relu()))
         if self.kind == "map":
-            y = control_flow_map(lambda t: self.step(t).relu(), y)
+            y = control_flow_map(lambda t: self.step(t).relu(), y)  # type: ignore[arg-type]
         elif self.kind == "scan":
             _, y = scan(self.combine, torch.zeros_like(y[0]), y, dim=0)
         else:

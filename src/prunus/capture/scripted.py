@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 
 __all__ = ["Scripted", "scripted_paths", "without_scripts"]
 
@@ -39,7 +40,7 @@ class Scripted(nn.Module):
         """What the script computes with the tensors that are here now."""
         script = self.__dict__["_script"]
         mine = _tensors(self)
-        with _holding(script, mine, self.training), torch.jit.optimized_execution(False):
+        with _holding(script, mine, self.training), optimized_execution(False):
             # not the module itself, whose calls are followed by torch.export, which cannot find it in the model
             return script._c._get_method("forward")(*args, **kwargs)
 
