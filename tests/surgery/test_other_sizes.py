@@ -131,3 +131,31 @@ def test_wrong_kinds_of_inputs_are_refused() -> None:
     for wrong in (torch.randn(4, 6), torch.ones(4, 6, 1, dtype=torch.long), [1, 2]):
         with pytest.raises(prunus.InputError):
             result.model(wrong)
+
+
+def test_a_saved_class_refuses_what_its_graph_does_not_hold_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6, 2)).eval()
+    result = prunus.compress(net, torch.randn(2, 3, 8), target=prunus.Target(channels=0.5))
+    result.save(tmp_path / "out")
+    loaded = prunus.load(tmp_path / "out")
+    x = torch.randn(1, 3, 8)
+    torch.testing.assert_close(loaded(x), result.model(x))
+    with pytest.raises(prunus.InputError, match=r"size\(2\)|Axis 2"):
+        loaded(torch.randn(2, 3, 9))
+
+
+@pytest.mark.slow
+def test_the_onnx_file_has_the_same_free_axes(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, example, others = made("pyramid")
+    result = prunus.compress(model.eval(), example, target=prunus.Target(channels=0.5))
+    result.save(tmp_path / "out", onnx=True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    name = session.get_inputs()[0].name
+    for x in others:
+        got = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+        torch.testing.assert_close(got, result.model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(Exception, match=r"(?i)dimension"):
+        session.run(None, {name: torch.randn(1, 4, 8, 8).numpy()})

@@ -168,7 +168,7 @@ def replaced(
         only_faster=measure_latency and biases is None,
     )
     plan = dataclasses.replace(plan, layers=entries(outcome))
-    small = capture(outcome.model, captured.example)
+    small = capture(outcome.model, captured.example, captured.shapes.asked)
     report = decomposition_report(captured, small, outcome, plan, measure_latency)
     if data is not None and steps and outcome.replacements:
         recovery = _repaired(captured, small, outcome, data, steps)

@@ -18,14 +18,15 @@ from prunus.capture import Captured
 from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.export import Export, export_module
 from prunus.capture.preserve import left_as_found
+from prunus.capture.shapes import Axis
 from prunus.errors import ArtefactError, CaptureError
 from prunus.inputs import Inputs
 
 __all__ = ["export_for_saving", "on_cpu", "plain"]
 
 
-def export_for_saving(model: nn.Module, captured: Captured) -> Export:
-    """Export a model that is on the CPU, with a dynamic batch where the capture had one.
+def export_for_saving(model: nn.Module, captured: Captured, *, fixed: bool = False) -> Export:
+    """Export a model that is on the CPU, with the free axes that the capture had, or none.
 
     The program keeps small example inputs: two samples of those that the model was captured with.
 
@@ -36,9 +37,10 @@ def export_for_saving(model: nn.Module, captured: Captured) -> Export:
     size = batch_size(inputs)
     few = with_batch(inputs, size, 2) if captured.batch and size and size > 2 else inputs
     try:
-        export = _exported(model, few)
+        free = frozenset[Axis]() if fixed else captured.shapes.free
+        export = _exported(model, few, free)
         if export.static_reason and captured.batch and few is not inputs:
-            export = _exported(model, inputs)
+            export = _exported(model, inputs, free)
     except CaptureError as error:
         raise ArtefactError(
             f"The model cannot be saved, because it cannot be exported any more.\n{error}"
@@ -48,9 +50,9 @@ def export_for_saving(model: nn.Module, captured: Captured) -> Export:
     return export
 
 
-def _exported(model: nn.Module, inputs: Inputs) -> Export:
+def _exported(model: nn.Module, inputs: Inputs, free: frozenset[Axis]) -> Export:
     with left_as_found(model):
-        export = export_module(model, inputs)
+        export = export_module(model, inputs, free)
     _name_no_classes(export.program)
     return export
 

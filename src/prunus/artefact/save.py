@@ -25,6 +25,7 @@ from prunus.errors import ArtefactError
 from prunus.files import as_path
 from prunus.inputs import Inputs
 from prunus.surgery.difference import relative_error
+from prunus.surgery.other_sizes import other_sizes
 
 __all__ = ["require_savable", "save"]
 
@@ -115,10 +116,13 @@ def _write(result: SavableResult, folder: Path, onnx: bool) -> None:
     if not result.captured.is_program:
         _write_parts(result, folder, onnx)
         return
-    export = export_for_saving(model, result.captured)
-    _write_program(folder / MODEL, export)
     name = _class_name(result)
-    loaded, captured = rebuild(folder / MODEL, name)
+    for fixed in (False, True):
+        export = export_for_saving(model, result.captured, fixed=fixed)
+        _write_program(folder / MODEL, export)
+        loaded, captured = rebuild(folder / MODEL, name)
+        if fixed or _is_same_elsewhere(model, loaded, captured, export.run_inputs):
+            break
     _require_same_state(result.model, loaded)
     dynamic = export.static_reason is None
     with left_as_found(model), buffers_kept(model):
@@ -218,6 +222,22 @@ def _require_same_state(model: nn.Module, loaded: nn.Module) -> None:
             if tensor.isnan().any():
                 raise ArtefactError(f"{name} holds NaN; such a model is not saved.")
             raise ArtefactError(f"{name} in the saved model is not what the model has. Nothing was saved.")
+
+
+def _is_same_elsewhere(model: nn.Module, loaded: nn.Module, captured: Captured, inputs: Inputs) -> bool:
+    """Whether a loaded model computes what the model does at another size, where sizes are free."""
+    with left_as_found(model), buffers_kept(model):
+        for each in other_sizes(captured, inputs):
+            try:
+                _outputs(model, each)
+            except Exception:  # noqa: BLE001  the model does not take these sizes
+                continue
+            try:
+                _require_same_outputs(model, loaded, each)
+            except (ArtefactError, RuntimeError):
+                return False
+            return True
+    return True
 
 
 def _trials(inputs: Inputs, dynamic: bool) -> list[Inputs]:

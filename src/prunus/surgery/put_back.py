@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from prunus.capture import Captured
+from prunus.capture import Captured, is_symbolic
 from prunus.capture.copying import copy_of
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.parts import Partial, Parts
 from prunus.capture.preserve import buffers_kept, left_as_found
+from prunus.capture.shapes import Shapes
 from prunus.errors import SurgeryError
 from prunus.inputs import Inputs
 from prunus.surgery.lift import lift
@@ -114,12 +115,29 @@ def _part(parts: Parts, captured: Captured, small: Captured, index: int) -> Capt
         kinds={p: kind for p, kind in small.kinds.items() if p in names},
         aliases={n[0]: n[1:] for p, n in _inside(small, path).items() if p in names and len(n) > 1},
         inputs=tuple(inputs),
+        shapes=_shapes(captured, small, inputs, sources),
         in_spec=spec.child(index),
         out_spec=outputs[index],
         run_inputs=Inputs(*small.run_inputs.args[index]),
         model=parts.get_submodule(path),
         partial=None,
     )
+
+
+def _shapes(captured: Captured, small: Captured, inputs: list[str], sources: dict[int, fx.Node]) -> Shapes:
+    """What one call takes: sizes are symbolic in the original graph alone, and right in the small one."""
+    before, after = (
+        {node.name: node.meta.get("val") for node in each.graph.nodes} for each in (captured, small)
+    )
+    sizes, dtypes = [], []
+    for number, name in enumerate(inputs):
+        source = sources[number].name if number in sources else name
+        old, new = before.get(source), after.get(source)
+        known = isinstance(new, Tensor) and isinstance(old, Tensor) and old.dim() == new.dim()
+        dtypes.append(new.dtype if known else None)  # type: ignore[union-attr]
+        pairs = zip(old.shape, new.shape, strict=True) if known else ()  # type: ignore[union-attr]
+        sizes.append(tuple(None if is_symbolic(was) else int(now) for was, now in pairs))
+    return Shapes(tuple(inputs), tuple(dtypes), tuple(sizes))
 
 
 def _inside(small: Captured, path: str) -> dict[str, tuple[str, ...]]:
