@@ -70,7 +70,8 @@ def written_back(
     labels = structure.keep_labels(some(structure, fraction, outer) if keep is None else keep)
     small = slice_graph(structure, labels)
     graph = lift(small)
-    own, reason = write_back(structure, small, graph, torch.from_numpy(labels))
+    written = write_back(structure, small, graph, torch.from_numpy(labels))
+    own, reason = written.module, written.remark
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {path: dict(module.__dict__) for path, module in model.named_modules()} == attributes
     return own, reason, graph

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from prunus.allocation import Target
 from prunus.alone import alone
+from prunus.api.class_first import class_first
+from prunus.api.forming import Cut, Form, Former, as_tensor, require_class, structure_of
 from prunus.api.result import Result
 from prunus.api.scores import Scores
 from prunus.capture import (
@@ -23,38 +23,26 @@ from prunus.capture import (
     checked_dynamic,
     checked_outputs,
     require_values,
-    scripted_paths,
     with_outputs,
 )
-from prunus.capture.copying import copy_of
-from prunus.capture.surroundings import surroundings
 from prunus.criteria import Options
 from prunus.decide import check, decided
-from prunus.errors import CaptureError
 from prunus.evidence import Evidence, Progress
 from prunus.plan import Plan
 from prunus.recovery import Checkpoint, Recovery, checked_checkpoint, checked_steps, require_whole
 from prunus.recovery import recover as repaired
 from prunus.report import build_report, errors_by_group
 from prunus.request import Problems, checked_flags, requested, settled
-from prunus.structure import LayerTable, Structure, find_structure
+from prunus.structure import LayerTable, Structure
 from prunus.surgery import (
     axes_written_as_numbers,
     compare,
-    cut,
     fold_constants,
-    in_mode_of,
-    lift,
-    put_back,
     shapes_that_hold,
-    with_class_ties,
     with_zero_biases,
-    write_back,
 )
 
 __all__ = ["analyze", "compress", "execute", "structure_of"]
-
-_SCRIPTED = "{} is a TorchScript module, whose code cannot take smaller parameters"
 
 
 @alone
@@ -96,25 +84,12 @@ def analyze(
     problems.of(checked_dynamic, dynamic)
     problems.settle()
     captured = with_outputs(capture(model, example_inputs, dynamic), outputs)
-    structure = find_structure(captured, keep_class=keep_class)
+    structure = structure_of(captured, keep_class)
     stuck = axes_written_as_numbers(structure)
     if stuck and captured.model is not None and captured.partial is None:
         captured = with_outputs(capture(model, example_inputs, captured.shapes.asked - stuck), outputs)
-        structure = find_structure(captured, keep_class=keep_class)
-    return with_class_ties(structure) if keep_class else structure
-
-
-def structure_of(captured: Captured, keep_class: bool) -> Structure:
-    """The structure, with what the user's class needs if it is to be kept."""
-    scripted = scripted_paths(captured.owner) if keep_class and captured.owner is not None else []
-    if scripted:
-        raise CaptureError(
-            f"keep_class=True cannot be met: {_SCRIPTED.format(scripted[0])}. Use the original class there."
-        )
-    keep_class = keep_class or captured.packed  # no graph packs
-    structure = find_structure(captured, keep_class=keep_class)
-    with surroundings(captured):
-        return with_class_ties(structure) if keep_class else structure
+        structure = structure_of(captured, keep_class)
+    return structure
 
 
 @alone
@@ -130,28 +105,29 @@ def execute(
     progress: Callable[[Progress], None] | None = None,
     scores: Scores | None = None,
     checkpoint: Checkpoint | None = None,
+    tried: Cut | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Result:
     """Execute a plan on the model of a structure, without capturing it again. See `apply`.
 
     With data, `steps` say how the cut network is repaired, and `allow_bias` whether layers without a bias may be given one.
-    `scores` are told of every step; `checkpoint` remembers the repair.
+    `scores` are told of every step; `checkpoint` remembers the repair. `tried` is what the plan was cut to before, and `notes`
+    are remarks on that for the report.
     """
     check(structure, plan)
     require_values(structure.captured.tensors, structure.captured.names)
-    keep = structure.keep_labels(plan.keep)
-    small = cut(structure, keep)
+    made = Cut(structure, plan) if tried is None else tried
     if verify:
-        small = small.with_(shapes=shapes_that_hold(structure.captured))
-    module = lift(small)
+        made = made.with_shapes(shapes_that_hold(structure.captured))
     verification = (
-        compare(structure.captured, structure.tracks, _tensor(keep), module, small)
-        if verify or small.unsettled
+        compare(structure.captured, structure.tracks, as_tensor(made.keep), made.module, made.small)
+        if verify or made.small.unsettled
         else None
     )
-    small, recovery = with_zero_biases(small, plan.biases), None
-    small, folded = fold_constants(structure, small, _tensor(keep), allow_bias)
+    small, recovery = with_zero_biases(made.small, plan.biases), None
+    small, folded = fold_constants(structure, small, as_tensor(made.keep), allow_bias)
     plan = dataclasses.replace(plan, biases=(*plan.biases, *folded.biases))
-    formed = _Former(structure, keep, plan)
+    formed = Former(structure, made.keep, plan)
     if scores:
         scores.original(structure.captured)
     if steps and data is not None and plan.groups:
@@ -162,7 +138,7 @@ def execute(
             scores.note("cut", formed(repair.small).model)
             repair.note(scores, recovery, form.model)
     else:
-        form = formed(small, None if plan.biases or folded.into else module)
+        form = formed(small) if plan.biases or folded.into else made.form
         if scores:
             scores.note("cut", form.model)
     report = build_report(
@@ -170,7 +146,7 @@ def execute(
     )
     report = dataclasses.replace(
         report,
-        notes=(*report.notes, *folded.notes),
+        notes=(*report.notes, *folded.notes, *notes),
         recovery=recovery
         and recovery.to_dict() | {"groups": errors_by_group(structure, plan.keep, recovery)},
         evaluation=dict(scores.values) if scores else None,
@@ -179,47 +155,10 @@ def execute(
 
 
 @dataclass(frozen=True)
-class _Form:
-    """A small model.
-
-    Attributes:
-        model: what the user gets.
-        name: "class" or "graph".
-        remark: why not the class, or what had to be changed for it.
-    """
-
-    model: nn.Module
-    name: str
-    remark: str
-
-
-@dataclass(frozen=True)
-class _Former:
-    """Turns small graphs of one structure into models."""
-
-    structure: Structure
-    keep: np.ndarray
-    plan: Plan
-
-    def __call__(self, small: Captured, module: nn.Module | None = None) -> _Form:
-        """The model; `module` is the same as a graph module, if there is one already."""
-        module = lift(small) if module is None else module
-        captured = self.structure.captured
-        with surroundings(captured):
-            own, remark = _own_class(self.structure, small, module, self.keep, self.plan)
-        model, name = (module, "graph") if own is None else (own, "class")
-        if own is None:
-            model = in_mode_of(captured.model, module)
-        if not captured.is_program:
-            model = put_back(captured, small, own, remark)
-        return _Form(model, name, remark)
-
-
-@dataclass(frozen=True)
 class _Repair:
     """The repair of a cut network, and the model that comes of it."""
 
-    formed: _Former
+    formed: Former
     small: Captured
     data: Any
     steps: tuple[str, ...]
@@ -227,7 +166,7 @@ class _Repair:
     progress: Callable[[Progress], None] | None
     checkpoint: Checkpoint | None
 
-    def run(self) -> tuple[_Form, Captured, Recovery]:
+    def run(self) -> tuple[Form, Captured, Recovery]:
         """Repair; without biases where they would cost the user's own class."""
         found, recovery = self._repaired(self.steps, self.allow_bias)
         form = self.formed(found)
@@ -262,23 +201,6 @@ class _Repair:
         )
 
 
-def _own_class(
-    structure: Structure, small: Captured, module: nn.Module, keep: np.ndarray, plan: Plan
-) -> tuple[nn.Module | None, str]:
-    if structure.captured.model is None:
-        return None, "the source was an exported program, which has no class"
-    scripted = scripted_paths(structure.captured.owner or structure.captured.model)
-    if scripted:
-        return None, _SCRIPTED.format(scripted[0])
-    if not plan.groups and not plan.biases:
-        return copy_of(structure.captured.model), ""
-    return write_back(structure, small, module, _tensor(keep))
-
-
-def _tensor(keep: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(keep))
-
-
 @alone
 def compress(
     model: Any,
@@ -293,7 +215,7 @@ def compress(
     hold: Any = (),
     floors: float | Mapping[str, float | int] | None = None,
     multiple_of: int = 1,
-    keep_class: bool = False,
+    keep_class: bool | None = None,
     outputs: Mapping[str, str] | str | None = None,
     dynamic: Dynamic = "auto",
     verify: bool = True,
@@ -317,7 +239,10 @@ def compress(
         example_inputs: see `analyze`.
         method: see `plan`; by default `"obs"` with data and `"l2"` without.
         target, ratio, table, allocation, options, hold, floors, multiple_of, seed, loss, progress: see `plan`.
-        keep_class, outputs, dynamic: see `analyze`.
+        keep_class: whether the user's own class has to come back. None: it is tried first, and channels are held for it where that
+            costs a tenth more parameters, MACs or error at most; the report says how much it does or would. True: at any cost.
+            False: nothing is held for it, so that it comes back only where it costs nothing.
+        outputs, dynamic: see `analyze`.
         verify, measure_latency: see `apply`. What is verified is the cut network, before it is repaired.
         data: batches like the example inputs, in any of the forms that `plan` lists; used by methods that look at data, and for the
             repair, for which 1,024 samples are taken.
@@ -360,7 +285,7 @@ def compress(
     )
     problems.of(
         checked_flags,
-        keep_class=keep_class,
+        keep_class=bool(keep_class) if keep_class is None else keep_class,
         verify=verify,
         measure_latency=measure_latency,
         allow_bias=allow_bias,
@@ -372,21 +297,30 @@ def compress(
     problems.of(checked_checkpoint, checkpoint, data)
     problems.settle()
     data = request.data
-    structure = analyze(model, example_inputs, keep_class=keep_class, outputs=outputs, dynamic=dynamic)
+    structure = analyze(model, example_inputs, outputs=outputs, dynamic=dynamic)
+    if keep_class:
+        require_class(structure.captured)
     if data is not None and not isinstance(data, Evidence) and steps:
         require_whole(structure.captured)
     wanted = settled(structure, request, ahead=bool(steps) or scores is not None)
     if scores:
         scores.original(structure.captured)  # what it raises, it raises before the work
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, data)
-    if noted:
-        seen = noted.evidence(structure, method, loss, progress)
-        wanted = dataclasses.replace(wanted, request=dataclasses.replace(request, data=seen))
-    made = decided(structure, wanted)
+
+    def planned(asked: Structure) -> Plan:
+        fits = wanted if asked is structure else settled(asked, request)
+        if noted:
+            seen = noted.evidence(asked, method, loss, progress)
+            fits = dataclasses.replace(fits, request=dataclasses.replace(request, data=seen))
+        return decided(asked, fits)
+
+    made, notes = class_first(structure, planned, keep_class)
     batches = None if isinstance(data, Evidence) else data  # sums cannot be repaired on
     result = execute(
-        structure,
-        made,
+        made.structure,
+        made.plan,
+        tried=made,
+        notes=notes,
         verify=verify,
         measure_latency=measure_latency,
         data=batches,

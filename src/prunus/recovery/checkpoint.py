@@ -87,7 +87,10 @@ class Checkpoint:
         needs = needs_of(as_criterion(method))
         if not needs or self._data is None or isinstance(self._data, Evidence):
             return self._data
-        file = self._folder / f"evidence-{_short(repr(sorted(need.key for need in needs)))}.safetensors"
+        file = (
+            self._folder
+            / f"evidence-{_short(repr((structure.keep_class, sorted(need.key for need in needs))))}.safetensors"
+        )
         if file.is_file():
             return Evidence.load(file)
         found = collect(structure, needs, self._data, loss=loss, progress=progress)

@@ -54,6 +54,7 @@ class Agreement:
         self._captured = captured
         self._graph_module = graph_module
         self._noise = dict(_noise(graph_module))
+        self.last = Recording()  # of the run before, also of one that raised
         self._wanted: dict[torch.dtype | None, list[Any]] = {}
 
     def trial(self, module: nn.Module, scalings: Mapping[str, Tensor] | None = None) -> Trial:
@@ -115,7 +116,8 @@ class Agreement:
             stack.enter_context(only_plain_outputs(copied))
             if dtype is not None:
                 stack.enter_context(OnePrecision(dtype))
-            return record(copied, Inputs(args, kwargs))
+            self.last = Recording()
+            return record(copied, Inputs(args, kwargs), self.last)
 
 
 def _noise(module: nn.Module) -> Any:

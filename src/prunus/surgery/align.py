@@ -16,7 +16,7 @@ from prunus.surgery.provenance import Source, TracedInt
 from prunus.surgery.recipe import bound_arguments
 from prunus.surgery.record import Call, Recording
 
-__all__ = ["Alignment", "Use", "align", "given_arguments", "is_split", "uses"]
+__all__ = ["Alignment", "Use", "align", "given_arguments", "is_split", "shapes_of", "uses"]
 
 _SAME = {
     "view": "reshape",
@@ -60,7 +60,7 @@ class Alignment:
     def size_after(self, made_by: int, output: int, axis: int) -> int | None:
         """A size of what a call made, in the small graph; None where it is not known."""
         node = self.new[made_by]
-        shapes = _shapes(node.meta.get("val")) if node is not None else ()
+        shapes = shapes_of(node.meta.get("val")) if node is not None else ()
         return shapes[output][axis] if output < len(shapes) and axis < len(shapes[output]) else None
 
 
@@ -71,7 +71,7 @@ def align(recording: Recording, captured: Captured, small: Captured) -> Alignmen
     canonical = _canonical_paths(captured.model)
     nodes: dict[str, list[fx.Node]] = defaultdict(list)
     for node in captured.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and _shapes(node.meta.get("val")):
+        if isinstance(node.target, torch._ops.OpOverload) and shapes_of(node.meta.get("val")):
             nodes[canonical.get(_path(node), _path(node))].append(node)
     by_path: dict[str, list[int]] = defaultdict(list)
     for i, call in enumerate(calls):
@@ -102,7 +102,7 @@ def _path(node: fx.Node) -> str:
 
 def _matches(calls: list[tuple[int, Call]], nodes: list[fx.Node]) -> Iterator[tuple[int, fx.Node]]:
     called = [(_kind(call.name), call.shapes) for _, call in calls]
-    made = [(_kind(_operator_name(node)), _shapes(node.meta["val"])) for node in nodes]
+    made = [(_kind(_operator_name(node)), shapes_of(node.meta["val"])) for node in nodes]
     matcher = SequenceMatcher(None, called, made, autojunk=False)
     at_call = at_node = 0
     for block in matcher.get_matching_blocks():
@@ -119,7 +119,7 @@ def _indexed(calls: list[tuple[int, Call]], nodes: list[fx.Node]) -> Iterator[tu
         if call.name != "getitem":
             continue
         for j in range(at, len(nodes)):
-            if _operator_name(nodes[j]) in _INDEXING and _shapes(nodes[j].meta["val"]) == call.shapes:
+            if _operator_name(nodes[j]) in _INDEXING and shapes_of(nodes[j].meta["val"]) == call.shapes:
                 yield i, nodes[j]
                 at = j + 1
                 break
@@ -140,11 +140,12 @@ def is_split(node: fx.Node) -> bool:
     return _operator_name(node) in _SPLITS
 
 
-def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+def shapes_of(value: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of all tensors in a value of a graph, at the captured sizes."""
     if isinstance(value, Tensor):
         return (tuple(concrete(size) for size in value.shape),)
     if isinstance(value, (tuple, list)):
-        return tuple(shape for item in value for shape in _shapes(item))
+        return tuple(shape for item in value for shape in shapes_of(item))
     return ()
 
 
@@ -252,7 +253,7 @@ def _indexing_uses(call: Call, old: fx.Node, new: fx.Node) -> Iterator[Use]:
 def _bound(name: str, node: fx.Node, arguments: dict[str, Any]) -> int | None:
     value = arguments.get(name)
     if name == "end" and isinstance(value, int) and value >= _TO_THE_END:
-        shape = _shapes(node.args[0].meta.get("val"))  # type: ignore[union-attr]
+        shape = shapes_of(node.args[0].meta.get("val"))  # type: ignore[union-attr]
         return shape[0][arguments["dim"]] if shape else None
     return value if isinstance(value, int) else None
 

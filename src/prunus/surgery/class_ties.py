@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from prunus.surgery.own_forward import recorded_forward
 from prunus.surgery.provenance import TracedInt, leaves
 from prunus.surgery.record import Call
 
-__all__ = ["with_class_ties"]
+__all__ = ["groups_at", "with_class_ties"]
 
 _SIZES = ("size", "shape", "sizes")
 
@@ -60,6 +60,24 @@ def with_class_ties(structure: Structure) -> Structure:
             entry.fixed |= groups is None
             entry.groups.update({g.name: g for g in groups or ()})
     return _constrained(structure, [entry for entry in stated.values() if entry.groups])
+
+
+def groups_at(structure: Structure, nodes: Iterable[str]) -> set[str]:
+    """Names of the groups whose removal changes the values of some nodes."""
+    index = _Index(structure)
+    return {
+        name for node in nodes for value in _values(structure.values.get(node)) for name in index.of(value)
+    }
+
+
+def _values(value: Any) -> list[Value]:
+    return (
+        [value]
+        if isinstance(value, Value)
+        else [v for part in value for v in _values(part)]
+        if isinstance(value, (tuple, list))
+        else []
+    )
 
 
 def _sizes_stated(
@@ -100,6 +118,14 @@ class _Index:
         self.outer = np.zeros(structure.units.count, bool)
         for group in structure.prunable:
             self.outer[group.units] |= group.outer
+
+    def of(self, value: Value) -> set[str]:
+        """Names of all groups that a value has units of, or of the channels in them."""
+        owners = set()
+        for track in value.tracks:
+            units = np.unique(self.structure.units.of_label[track.unique().numpy()])
+            owners.update(self.structure.units.control.owners(units)[1].tolist())
+        return {g.name for g in self.structure.prunable if owners.intersection(g.units.tolist())}
 
     def along(self, value: Value, axis: int) -> list[Group] | None:
         """Groups whose removal makes the axis shorter; None where something along it cannot leave."""

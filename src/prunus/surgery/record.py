@@ -77,9 +77,12 @@ class Recording:
     output: Any = None
 
 
-def record(model: nn.Module, inputs: Inputs) -> Recording:
-    """Run the model's forward as it is; the caller sees to mode and gradients."""
-    recording = Recording()
+def record(model: nn.Module, inputs: Inputs, recording: Recording | None = None) -> Recording:
+    """Run the model's forward as it is; the caller sees to mode and gradients.
+
+    A recording that is given is filled as far as the forward comes, if it raises.
+    """
+    recording = Recording() if recording is None else recording
     with ExitStack() as stack:
         paths = stack.enter_context(_module_paths(model))
         stack.enter_context(observing_equality(lambda a, b: recording.equalities.append((a, b))))

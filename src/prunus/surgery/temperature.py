@@ -30,6 +30,7 @@ _THROUGH = frozenset(
     "view reshape _unsafe_view transpose permute contiguous clone split split_with_sizes chunk unbind slice select unsqueeze "
     "squeeze expand flatten unflatten dropout alias to _to_copy neg roll index_select repeat repeat_interleave t detach".split()
 )
+_PARTS = frozenset(["split", "split_with_sizes", "chunk", "slice", "narrow", "getitem"])
 _PRODUCTS = frozenset(["matmul", "bmm", "mm"])  # scaling one side scales the result
 _NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"])
 
@@ -42,11 +43,13 @@ class _Source:
         tensors: (placeholder, axis of the outputs).
         node: the layer they act in.
         arrives: the node by whose channels it is told which of its outputs matter.
+        in_part: the layer takes a part of the tensors, as of projections that are packed into one.
     """
 
     tensors: tuple[tuple[str, int], ...]
     node: fx.Node
     arrives: fx.Node
+    in_part: bool = False
 
 
 def compensation(
@@ -72,7 +75,9 @@ def compensation(
         if sources is None:
             return "", {}
         for source in sources:
-            rows = _rows(structure, source.node, source.arrives, keep)
+            rows = _rows_of(structure, source, keep)
+            if source.in_part and rows is None:
+                return "", {}
             for placeholder, axis in source.tensors:
                 if not _scale(scalings, small.tensors[placeholder], placeholder, axis, rows, factor):
                     return "", {}
@@ -143,8 +148,12 @@ def _sources(node: Any, arrives: Any) -> list[_Source] | None:
         return _all_of(node.args[:2], arrives)
     if name in ("cat", "stack"):
         return _all_of(node.args[0], arrives)
-    tensors = _affine(node, name)
-    return None if tensors is None else [_Source(tensors, node, arrives)]
+    pairs = _affine(node, name)
+    whole = [(_parameter(tensor), axis) for tensor, axis in pairs]
+    if not pairs or any(tensor is None for tensor, _ in whole):
+        return None
+    tensors = tuple((tensor.name, axis) for tensor, axis in whole if tensor is not None)
+    return [_Source(tensors, node, arrives, whole != pairs)]
 
 
 def _all_of(nodes: Any, arrives: fx.Node) -> list[_Source] | None:
@@ -154,10 +163,10 @@ def _all_of(nodes: Any, arrives: fx.Node) -> list[_Source] | None:
     )
 
 
-def _affine(node: fx.Node, name: str) -> tuple[tuple[str, int], ...] | None:
-    """Weight and bias of a layer, with the axis of its outputs in each."""
+def _affine(node: fx.Node, name: str) -> list[tuple[Any, int]]:
+    """Weight and bias of a layer, with the axis of its outputs in each; none for what is no layer."""
     if not isinstance(node.target, torch._ops.OpOverload):
-        return None
+        return []
     a = bound_arguments(node)
     if name == "addmm":
         pair = [(a["mat2"], 1), (a["self"], 0)]
@@ -166,19 +175,34 @@ def _affine(node: fx.Node, name: str) -> tuple[tuple[str, int], ...] | None:
     elif name in _NORMS:
         pair = [(a["weight"], -1), (a.get("bias"), -1)]
     else:
-        return None
-    if pair[0][0] is None or any(isinstance(t, fx.Node) and t.op != "placeholder" for t, _ in pair):
-        return None
-    return tuple((t.name, axis) for t, axis in pair if t is not None)
+        return []
+    return [] if pair[0][0] is None else [(tensor, axis) for tensor, axis in pair if tensor is not None]
 
 
-def _rows(structure: Structure, source: fx.Node, operand: fx.Node, keep: Tensor) -> Tensor | None:
-    """Which of a layer's outputs (of those that stay) reach the operand; None for all."""
-    made, used = structure.values.get(source.name), structure.values.get(operand.name)
+def _parameter(tensor: Any) -> fx.Node | None:
+    """The parameter that a weight is, or is a part of."""
+    while isinstance(tensor, fx.Node) and tensor.op == "call_function" and _name(tensor) in _PARTS:
+        tensor = tensor.args[0]
+    return tensor if isinstance(tensor, fx.Node) and tensor.op == "placeholder" else None
+
+
+def _rows_of(structure: Structure, source: _Source, keep: Tensor) -> Tensor | None:
+    """Which outputs of a layer, or of the packed projections that it is a part of, reach the operand; None for all."""
+    if source.in_part:
+        return _rows(structure, *source.tensors[0], source.arrives, keep)
+    made = structure.values.get(source.node.name)
+    axis = (
+        1 if _name(source.node).startswith("conv") else len(made.shape) - 1 if isinstance(made, Value) else 0
+    )
+    return _rows(structure, source.node.name, axis, source.arrives, keep)
+
+
+def _rows(structure: Structure, made_by: str, axis: int, operand: fx.Node, keep: Tensor) -> Tensor | None:
+    """Which positions along an axis of a value (of those that stay) reach the operand; None for all."""
+    made, used = structure.values.get(made_by), structure.values.get(operand.name)
     if not isinstance(made, Value) or not isinstance(used, Value) or not made.tracks or not used.tracks:
         return None
     arriving = torch.cat([track.reshape(-1).unique() for track in used.tracks])
-    axis = 1 if _name(source).startswith("conv") else len(made.shape) - 1
     for track in made.tracks:
         if varying(track) != (axis,):  # that of the tokens, say, which says nothing about outputs
             continue
