@@ -92,7 +92,7 @@ def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[A
             if free and size.node.expr.is_Symbol:  # type: ignore[union-attr]
                 first = symbols.setdefault(str(size), f"{name}.{axis}")
                 if first != f"{name}.{axis}":
-                    conditions.append(("==", f"{name}.{axis}", first))
+                    conditions.append(("==", *sorted((f"{name}.{axis}", first))))
         sizes.append(tuple(mine))
     conditions += _derived(names, values, symbols) + _ranges(program, symbols)
     conditions += _guards(program, names)
@@ -144,7 +144,15 @@ def _guards(program: ExportedProgram, names: Sequence[str]) -> list[Expression]:
         for axis in range(16)
     }
     guards = program.graph_module.meta.get(GUARDS, program._guards_code)
-    return [each for code in guards for each in parsed(code, sources) or ()]
+    return [_ordered(each) for code in guards for each in parsed(code, sources) or ()]
+
+
+def _ordered(condition: Expression) -> Expression:
+    """The same, where torch says twice that two sizes are equal."""
+    match condition:
+        case ("==", str() as one, str() as other):
+            return ("==", *sorted((one, other)))
+    return condition
 
 
 def _sources(program: ExportedProgram) -> list[str]:
