@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._higher_order_ops import scan, while_loop
 from torch._higher_order_ops.map import map as control_flow_map
@@ -185,3 +186,36 @@ def test_loops_are_held_by_name_and_all_else_shrinks(kind: str) -> None:
         gone[list(plan.keep)] = False
         model.mix.weight[:, gone] = 0
         torch.testing.assert_close(result.model(x), model(x))
+
+
+class Modes(nn.Module):
+    """Opens a mode that has no effect on the numbers around a layer, as a block or as a decorator."""
+
+    def __init__(self, mode: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+        super().__init__()
+        self.mode = mode
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.mode(self.b)(self.a(x).relu()))
+
+
+def inference(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return layer(x)
+
+    return run
+
+
+def checkpointed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mode", [inference, torch.inference_mode(), torch.no_grad(), checkpointed])
+def test_modes_hold_nothing(mode: Any) -> None:
+    model, x = Modes(mode).eval(), torch.randn(3, 5)
+    entered = torch.inference_mode.__enter__
+    groups = prunus.analyze(model, x).prunable
+    assert sorted(group.size for group in groups) == [6, 8]
+    assert torch.inference_mode.__enter__ is entered

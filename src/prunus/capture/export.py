@@ -236,4 +236,17 @@ def _plain_surroundings() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_without_inference_mode())
         yield
+
+
+@contextlib.contextmanager
+def _without_inference_mode() -> Iterator[None]:
+    """Let a forward that opens `torch.inference_mode` be followed: it changes no numbers, and no export gets through it."""
+    kind = torch.inference_mode
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__, kind.__exit__ = (lambda self: None), (lambda self, *error: None)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
