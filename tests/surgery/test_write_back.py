@@ -561,3 +561,24 @@ def test_layer_of_zeros_does_not_hide_a_difference(monkeypatch: pytest.MonkeyPat
     own, reason, _ = written_back(model, tokens())
     assert own is None
     assert "computes something else" in reason
+
+
+class Unread(nn.Module):
+    """States numbers that its forward never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = 24
+        self.first, self.last = nn.Linear(6, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+def test_attributes_that_no_forward_reads_are_named_where_they_change() -> None:
+    model = trained(Unread()).eval()
+    own, note, _ = written_back(model, torch.randn(2, 6))
+    assert own is not None
+    changed = own.budget != model.budget
+    assert ("budget from 24 to" in note) is changed
+    assert "in_features" not in note

@@ -8,6 +8,7 @@ sizes that it states (`own_sizes`). The result is accepted only when it computes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from prunus.capture.diagnose import first_line
 from prunus.structure import Structure
 from prunus.surgery.agreement import Agreement
 from prunus.surgery.align import align
-from prunus.surgery.attributes import find_slots, set_slots
+from prunus.surgery.attributes import Slot, find_slots, set_slots
 from prunus.surgery.constraints import solve_slots
 from prunus.surgery.guesses import guesses
 from prunus.surgery.obstacle import Obstacle, Obstacles
@@ -30,6 +31,8 @@ from prunus.surgery.temperature import compensation
 from prunus.surgery.training import training_failure
 
 __all__ = ["Written", "write_back"]
+
+_MOST_SAID = 8  # attributes in a note
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,23 @@ def _written_back(
         set_slots(candidate, {**slots, **stated, **guess, **solution.values})
         note, obstacle = trials.judge(candidate)
         if obstacle is None:
-            return Written(candidate, note)
+            read = {**guess, **solution.values}
+            unread = {slot: value for slot, value in stated.items() if slot not in read}
+            return Written(candidate, "; ".join(filter(None, (note, _restated(model, slots, unread)))))
         first = first or obstacle
     return Written(None, first.said, first.nodes) if first else Written(None, "no attributes fit")
+
+
+def _restated(model: nn.Module, slots: Mapping[Slot, int], unread: Mapping[Slot, int]) -> str:
+    """In words, which attributes of the user's own classes got new numbers although no forward was seen to read them."""
+    said = [
+        f"{slot} from {slots[slot]} to {value}"
+        for slot, value in unread.items()
+        if slots[slot] != value and not type(model.get_submodule(slot.owner)).__module__.startswith("torch.")
+    ]
+    more = f" and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
+    listed = f"{', '.join(said[:_MOST_SAID])}{more}"
+    return f"set by the sizes of weights alone, as no forward was seen to read them: {listed}" if said else ""
 
 
 @dataclass(frozen=True)
