@@ -43,6 +43,7 @@ def captured_from(
         CaptureError: If the program holds something that is neither a tensor nor a plain constant, or if the
             size of some value depends on the data (`NotExportableError`).
     """
+    _forget_results(program)
     graph = _copied(program)
     nodes = graph.find_nodes(op="placeholder")
     # copying renames a placeholder that is called like a Python builtin, so they are matched by position
@@ -89,6 +90,15 @@ def captured_from(
         model=model,
         twins={name: each for name, each in twins.items() if name in tensors},
     )
+
+
+def _forget_results(program: ExportedProgram) -> None:
+    """Let go of what torch remembers about the free sizes of a graph: they hold each other in memory for good."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        sizes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
+        if sizes is not None and hasattr(sizes, "fake_tensor_cache"):
+            sizes.fake_tensor_cache.clear()
+            return
 
 
 def _copied(program: ExportedProgram) -> fx.Graph:
