@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.capture import Captured, capture
-from prunus.structure import Structure, find_structure
+from prunus.api import analyze
+from prunus.capture import Captured
+from prunus.structure import Structure
 from prunus.surgery.lift import lift
 from prunus.surgery.replay import cut
 from prunus.surgery.verify import Verification, compare
@@ -32,7 +33,7 @@ def prune(network: Network, pick: Pick) -> Pruned:
     Raises:
         PrunusError: whatever the stages raise: for a network and a plan that are legal, every such error is a defect.
     """
-    structure = find_structure(capture(network.model, network.inputs))
+    structure = analyze(network.model, network.inputs)
     captured = structure.captured
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)
