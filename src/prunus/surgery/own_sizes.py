@@ -58,9 +58,16 @@ class _Formula:
 
 
 def stated_sizes(
-    structure: Structure, small: Captured, slots: dict[Slot, int], solved: Mapping[Slot, int]
+    structure: Structure,
+    small: Captured,
+    slots: dict[Slot, int],
+    solved: Mapping[Slot, int],
+    depths: tuple[int, ...] = (0,),
 ) -> dict[Slot, int]:
-    """New values of attributes that the forward was not seen to use but that state a size which changed."""
+    """New values of attributes that the forward was not seen to use but that state a size which changed.
+
+    The sizes are those of tensors this many modules below: further down, a number equals one by chance.
+    """
     model = structure.captured.model
     if model is None:
         return {}
@@ -81,7 +88,7 @@ def stated_sizes(
         for name in names:
             instances = [slots_of[path][name] for path in paths if name in slots_of[path]]
             if any(slot not in solved for slot in instances):
-                found.update(_restated(instances, modules, shapes, roles, slots_of, slots, solved))
+                found.update(_restated(instances, modules, shapes, roles, slots_of, slots, solved, depths))
     return found
 
 
@@ -103,8 +110,9 @@ def _restated(
     slots_of: Any,
     slots: Mapping[Slot, int],
     solved: Mapping[Slot, int],
+    depths: tuple[int, ...],
 ) -> Iterator[tuple[Slot, int]]:
-    for depth in (0, 1, 2):
+    for depth in depths:
         sizes = {slot: _sizes_near(modules[slot.owner], slot.owner, shapes, depth) for slot in instances}
         formulas = _holding(instances, sizes, slots_of, slots, solved, depth)
         if depth and any(slots[slot] < _SMALLEST_FROM_CHILDREN for slot in instances):

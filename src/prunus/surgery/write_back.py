@@ -90,23 +90,23 @@ def _written_back(
         set_slots(candidate, {**slots, **stated, **guess, **solution.values})
         note, obstacle = trials.judge(candidate)
         if obstacle is None:
-            read = {**guess, **solution.values}
-            unread = {slot: value for slot, value in stated.items() if slot not in read}
-            return Written(candidate, "; ".join(filter(None, (note, _restated(model, slots, unread)))))
+            values = {**stated, **guess, **solution.values}
+            stale = stated_sizes(structure, small, slots, values, depths=(1, 2))
+            return Written(candidate, "; ".join(filter(None, (note, _stale(slots, values, stale)))))
         first = first or obstacle
     return Written(None, first.said, first.nodes) if first else Written(None, "no attributes fit")
 
 
-def _restated(model: nn.Module, slots: Mapping[Slot, int], unread: Mapping[Slot, int]) -> str:
-    """In words, which attributes of the user's own classes got new numbers although no forward was seen to read them."""
+def _stale(slots: Mapping[Slot, int], values: Mapping[Slot, int], stale: Mapping[Slot, int]) -> str:
+    """In words, which attributes may state an old size: no forward was seen to read them, so they were left alone."""
     said = [
-        f"{slot} from {slots[slot]} to {value}"
-        for slot, value in unread.items()
-        if slots[slot] != value and not type(model.get_submodule(slot.owner)).__module__.startswith("torch.")
+        f"{slot}={slots[slot]}"
+        for slot, value in stale.items()
+        if slot not in values and slots[slot] != value
     ]
     more = f" and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
     listed = f"{', '.join(said[:_MOST_SAID])}{more}"
-    return f"set by the sizes of weights alone, as no forward was seen to read them: {listed}" if said else ""
+    return f"left as they were, for no forward was seen to read them: {listed}" if said else ""
 
 
 @dataclass(frozen=True)
