@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import prunus
 
@@ -272,3 +273,38 @@ def test_a_forked_process_does_not_wait_for_ours() -> None:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert forked() == 0
+
+
+@pytest.mark.slow
+def test_nothing_of_a_model_stays_in_memory(tmp_path: Path) -> None:
+    """After 50 calls there are as many tensors, modules, graphs and results as before; torch keeps the sizes of each export."""
+
+    def alive() -> dict[str, int]:
+        gc.collect()
+        kinds = (
+            Tensor,
+            nn.Module,
+            torch.fx.Node,
+            torch.fx.Graph,
+            prunus.Result,
+            prunus.Plan,
+            prunus.Structure,
+        )
+        found = [each for each in gc.get_objects() if type(each) is not FakeTensor]
+        return {kind.__name__: sum(issubclass(type(each), kind) for each in found) for kind in kinds} | {
+            "all": len(found)
+        }
+
+    def once() -> None:
+        result = prunus.compress(Net(), X, target=TARGET)
+        prunus.load(result.save(tmp_path / "out", overwrite=True))
+
+    for _ in range(3):
+        once()
+    before = alive()
+    for _ in range(50):
+        once()
+    after = alive()
+    grown = after.pop("all") - before.pop("all")
+    assert after == before
+    assert grown < 50 * 2000, f"{grown / 50:.0f} objects a call"
