@@ -321,7 +321,7 @@ def test_one_example_and_a_random_input_go_through_together(monkeypatch: pytest.
     positive = torch.rand(1, 40) + 0.1
     clipped = capture(Through(lambda x: x.relu()), positive)
     assert compare(clipped, {}, ALL, Through(lambda x: x.relu())).inputs_checked == 2
-    assert runs == ["example and random"]
+    assert runs == ["example and random", "differently sized"]
     with pytest.raises(VerificationError, match="on the example and random inputs"):
         compare(clipped, {}, ALL, Through(lambda x: x * 1))  # right on the example
     with pytest.raises(VerificationError, match="on the example and random inputs"):
