@@ -62,9 +62,14 @@ def _bounds(node: fx.Node, structure: Structure) -> set[Any]:
         made = each.meta.get("val")
         if isinstance(made, torch.SymInt):
             found |= _symbols([made])
-        elif isinstance(value, Value) and value.data is not None and isinstance(made, Tensor):
+        elif isinstance(value, Value) and value.data is not None and _is_index(made):
             found |= _symbols(made.shape)
     return found
+
+
+def _is_index(made: Any) -> bool:
+    """Whole numbers choose positions; masks, which are known as numbers too, choose none."""
+    return isinstance(made, Tensor) and made.dtype in (torch.int64, torch.int32)
 
 
 def _symbols(sizes: Iterable[Any]) -> set[Any]:
