@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunus.api.forming import Cut, structure_of
+from prunus.api.forming import Cut, require_class, structure_of
 from prunus.capture.surroundings import surroundings
 from prunus.errors import PrunusError, SurgeryError, TargetError
 from prunus.inputs import Inputs
@@ -50,6 +50,8 @@ def class_first(
     Raises:
         PrunusError: what `planned` raises; with `keep_class=True` also where the target cannot be reached by such a plan.
     """
+    if keep_class:
+        require_class(structure.captured)
     plain = Cut(structure, planned(structure))
     if keep_class is False or structure.captured.model is None or runs(plain):
         return plain, ()

@@ -13,7 +13,7 @@ from torch import nn
 from prunus.allocation import Target
 from prunus.alone import alone
 from prunus.api.class_first import class_first
-from prunus.api.forming import Cut, Form, Former, as_tensor, require_class, structure_of
+from prunus.api.forming import Cut, Form, Former, as_tensor, structure_of
 from prunus.api.result import Result
 from prunus.api.scores import Scores
 from prunus.capture import (
@@ -298,8 +298,6 @@ def compress(
     problems.settle()
     data = request.data
     structure = analyze(model, example_inputs, outputs=outputs, dynamic=dynamic)
-    if keep_class:
-        require_class(structure.captured)
     if data is not None and not isinstance(data, Evidence) and steps:
         require_whole(structure.captured)
     wanted = settled(structure, request, ahead=bool(steps) or scores is not None)

@@ -34,7 +34,7 @@ def compress(
     step_size: options.StepSize = None,
     step_op: options.StepOp = None,
     reshape_channel_axis: options.ChannelAxis = None,
-    keep_class: options.KeepClass = False,
+    keep_class: options.ClassFirst = None,
     dynamic: options.Dynamic = None,
     free: options.Free = None,
     drop: options.Drop = None,
@@ -77,7 +77,7 @@ def compress(
         data,
         batch_size,
     )
-    from prunus.api import analyze, execute
+    from prunus.api import analyze, class_first, execute
     from prunus.artefact import require_savable
     from prunus.recovery import STEPS, Checkpoint
 
@@ -91,18 +91,19 @@ def compress(
         structure = analyze(
             opened.model,
             opened.example_inputs,
-            keep_class=keep_class,
             outputs=options.outputs_of(free, drop),
             dynamic=options.dynamic_of(dynamic),
         )
     given = wanted.batches
     noted = None if checkpoint is None else Checkpoint(checkpoint, structure.captured, given)
-    made = wanted.plan(structure, noted)
+    made, notes = class_first(structure, lambda asked: wanted.plan(asked, noted), keep_class)
     batches = given if recover else None
     with watched("Cutting" if no_verify else "Cutting and verifying", "layer") as progress:
         result = execute(
-            structure,
-            made,
+            made.structure,
+            made.plan,
+            tried=made,
+            notes=notes,
             verify=not no_verify,
             data=batches,
             steps=STEPS if batches is not None else (),

@@ -164,6 +164,14 @@ MultipleOf = Annotated[
 KeepClass = Annotated[
     bool, typer.Option("--keep-class", help="Only cut in ways that the model's own class can run with.")
 ]
+ClassFirst = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-class/--any-class",
+        show_default=False,
+        help="Cut in ways that the model's own class can run with: at any cost, or not at all; by default where that costs little.",
+    ),
+]
 Dynamic = Annotated[
     list[str] | None,
     typer.Option(
