@@ -70,30 +70,32 @@ def measure(name: str, compare: bool, times_only: bool = False) -> dict[str, Any
 
 
 def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> Any:
-    import prunus
     from prunus.api import pruning
+    from prunus.api.class_first import class_first
     from prunus.capture import capture
     from prunus.structure import find_structure
     from prunus.structure.table import prunable_share
-    from prunus.surgery import cut, lift
+    from prunus.surgery import axes_written_as_numbers, cut, lift
 
     clock = time.process_time
     row["stage"] = "capture"
     t = clock()
     captured = capture(net, inputs)
+    stuck = axes_written_as_numbers(find_structure(captured)) if captured.partial is None else None
+    if stuck:
+        captured = capture(net, inputs, captured.shapes.asked - stuck)
     row |= {"capture_s": clock() - t, "parts": captured.partial is not None}
     row["stage"] = "structure"
 
-    def cut_once() -> tuple[Any, Any, float]:
+    def cut_once() -> tuple[Any, float]:
         began = clock()
         structure = find_structure(captured)
         row["stage"] = "prune"
-        plan = prunus.plan(structure, target=prunus.Target(channels=0.5))
-        lift(cut(structure, structure.keep_labels(plan.keep)))
-        return structure, plan, clock() - began
+        lift(cut(structure, structure.keep_labels(_half(structure).keep)))
+        return structure, clock() - began
 
-    first = cut_once()[2]  # pays for what is loaded once
-    structure, plan, second = cut_once()
+    first = cut_once()[1]  # pays for what is loaded once
+    structure, second = cut_once()
     row |= {"share": prunable_share(structure), "surgery_s": min(first, second)}
     if times_only:
         row["stage"] = "done"
@@ -109,7 +111,8 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> Any:
 
     pruning.compare = timed  # type: ignore[assignment]
     t = clock()
-    report = pruning.execute(structure, plan).report
+    made, notes = class_first(structure, _half, None)
+    report = pruning.execute(made.structure, made.plan, tried=made, notes=notes).report
     row |= {"execute_s": clock() - t, "verify_s": sum(seconds)}
     row |= {
         "params": report.after.params / report.before.params,
@@ -122,16 +125,22 @@ def _prune(net: Any, inputs: Any, row: dict[str, Any], times_only: bool) -> Any:
     return structure
 
 
+def _half(structure: Any) -> Any:
+    import prunus
+
+    return prunus.plan(structure, target=prunus.Target(channels=0.5))
+
+
 def _kept(captured: Any) -> dict[str, Any]:
     """What comes back when the user insists on the own class."""
     import prunus
     from prunus.api import execute
+    from prunus.api.class_first import class_first
     from prunus.structure import find_structure
-    from prunus.surgery import with_class_ties
 
     try:
-        structure = with_class_ties(find_structure(captured, keep_class=True))
-        report = execute(structure, prunus.plan(structure, target=prunus.Target(channels=0.5))).report
+        made, notes = class_first(find_structure(captured), _half, True)
+        report = execute(made.structure, made.plan, tried=made, notes=notes).report
     except prunus.PrunusError as error:
         return {"kept_form": "failed", "kept_reason": str(error).splitlines()[0][:240]}
     return {"kept_form": report.form, "kept_reason": report.form_reason, "kept_params": report.after.params / report.before.params}  # fmt: skip

@@ -1,10 +1,9 @@
 """The steps of a compression, each of which can be looked at and edited, and all of them in one call."""
 
-from prunus.api.class_first import class_first
 from prunus.api.pruning import analyze, compress, execute
 from prunus.api.replacing import decompose
 from prunus.api.replaying import apply
 from prunus.api.result import Result
 from prunus.decide import plan
 
-__all__ = ["Result", "analyze", "apply", "class_first", "compress", "decompose", "execute", "plan"]
+__all__ = ["Result", "analyze", "apply", "compress", "decompose", "execute", "plan"]

@@ -55,7 +55,11 @@ def short_sizes() -> Iterator[None]:
             return
         for tensor in args:
             for size in tensor.shape if isinstance(tensor, Tensor) else ():
-                if is_symbolic(size) and size.node.expr.count_ops() > _LONGEST:
+                if (
+                    isinstance(size, torch.SymInt)
+                    and is_symbolic(size)
+                    and size.node.expr.count_ops() > _LONGEST
+                ):
                     raise RuntimeError(
                         f"sizes become too long to follow in {type(module).__name__}: {str(size)[:80]}"
                     )

@@ -109,8 +109,9 @@ def _program(archive: Archive) -> ExportedProgram:
         _read_json(archive, f"{folder}model_{kind}_config.json", schema.PayloadConfig)
         for folder, kind in ((_WEIGHTS, "weights"), (_CONSTANTS, "constants"))
     )
+    described: Any = _dict_to_dataclass(schema.ExportedProgram, about)
     program = ExportedProgramDeserializer().deserialize(
-        _dict_to_dataclass(schema.ExportedProgram, about),
+        described,
         read_tensors(archive, _WEIGHTS, weights),
         read_tensors(archive, _CONSTANTS, constants),
         _samples(archive),

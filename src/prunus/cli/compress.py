@@ -77,7 +77,8 @@ def compress(
         data,
         batch_size,
     )
-    from prunus.api import analyze, class_first, execute
+    from prunus.api import analyze, execute
+    from prunus.api.class_first import class_first
     from prunus.artefact import require_savable
     from prunus.recovery import STEPS, Checkpoint
 

@@ -200,7 +200,7 @@ def _kinds(captured: Captured) -> dict[str, str]:
     cast: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
         for used in node.all_input_nodes:
-            source = cast.get(used, used)
+            source = cast[used] if used in cast else used
             if source.op == "placeholder" and node.target is torch.ops.aten.to.dtype:
                 cast[node] = source
             elif source.op == "placeholder" and node.op == "call_function":

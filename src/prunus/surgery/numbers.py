@@ -7,7 +7,7 @@ with heads, say) labels are those of the example's sizes, and so would be what i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -67,7 +67,7 @@ def _bounds(node: fx.Node, structure: Structure) -> set[Any]:
     return found
 
 
-def _is_index(made: Any) -> bool:
+def _is_index(made: Any) -> TypeGuard[Tensor]:
     """Whole numbers choose positions; masks, which are known as numbers too, choose none."""
     return isinstance(made, Tensor) and made.dtype in (torch.int64, torch.int32)
 
