@@ -262,7 +262,7 @@ CASES: list[tuple[Callable[[Case], None], type[PrunusError], list[str]]] = [
     (
         unknown_method,
         ConfigError,
-        ["unknown method 'l3'.", "Known: bn_scale, flap, geometric_median"],
+        ["unknown method 'l3'.", "Known: bn_scale, dead, flap, geometric_median"],
     ),
 ]
 

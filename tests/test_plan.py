@@ -281,7 +281,8 @@ def test_a_plan_for_another_architecture_is_refused() -> None:
         prunus.apply(layers(4, 12, 9, 2), made)
     assert str(caught.value) == (
         "this plan was made for another architecture (0 has 12 channels here, 10 in the plan). "
-        "Make a new one with prunus.plan."
+        "Make a new one with prunus.plan. If it is of a later round, made for what an earlier plan leaves, do both at once: "
+        "apply(model, first.followed_by(second))."
     )
     with pytest.raises(PlanError, match=r"another architecture \(no group '0'; no group '2'\)"):
         prunus.apply(nn.Sequential(OrderedDict(a=layers(4, 10, 9, 2))), made)

@@ -346,7 +346,7 @@ def test_an_unknown_name_gets_those_that_are_known() -> None:
     )
     with pytest.raises(
         ConfigError,
-        match=r"unknown method 'hessian'\. Known: bn_scale, flap, geometric_median, hrank, index, l1",
+        match=r"unknown method 'hessian'\. Known: bn_scale, dead, flap, geometric_median, hrank, index, l1",
     ):
         as_criterion("hessian")
 

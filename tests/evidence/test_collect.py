@@ -322,7 +322,7 @@ def test_evidence_of_something_else_is_refused(tmp_path: Any) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read"):
         Evidence.load(tmp_path / "no.safetensors")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="There is no file"):
         Evidence.load(tmp_path / "missing.safetensors")
     with pytest.raises(ConfigError, match="cannot be written"):
         mine.save(tmp_path / "no folder" / "e.safetensors")

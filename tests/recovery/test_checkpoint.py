@@ -111,5 +111,5 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, counted: dict[str, int]) 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="no folder that can be made"):
+    with pytest.raises(ConfigError, match="is a file: pass the path of a folder"):
         run(Residual().eval(), smooth(8), tmp_path / "file")

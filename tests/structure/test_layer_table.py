@@ -188,7 +188,7 @@ def test_what_is_no_table(tmp_path: Path, text: str, said: str | None) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path, structure: prunus.Structure) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no table at"):
         prunus.LayerTable.from_csv(tmp_path / "none.csv")
     with pytest.raises(ConfigError, match="cannot be written"):
         structure.layers().to_csv(tmp_path / "none" / "t.csv")

@@ -82,7 +82,7 @@ def test_what_meets_something_solid(structure: Structure) -> None:
 def test_what_can_be_removed(structure: Structure) -> None:
     """Who else is in the group, and how: not directly, but over the embedding."""
     outputs, inputs = structure.why("blocks.1.down").channels
-    assert outputs.reason is None and outputs.group == structure.group("add").name
+    assert outputs.reason is None and outputs.group == structure.group("blocks.add").name
     makers = dict(outputs.makers)
     assert set(makers) == {"embed", "blocks.0.down"}
     assert [step.module for step in makers["embed"]] == ["blocks.1"]
@@ -96,7 +96,7 @@ def test_the_text(structure: Structure) -> None:
     text = str(structure.why("blocks.1.down"))
     head, first, *rest = text.splitlines()
     assert head == "blocks.1.down"
-    assert first == "  8 outputs: can be removed, as units of group 'add'"
+    assert first == "  8 outputs: can be removed, as units of group 'blocks.add'"
     assert "    with embed:" in rest
     assert rest[-1] == "  12 inputs: can be removed, as units of group 'blocks.1.up', made by blocks.1.up"
 
@@ -104,7 +104,7 @@ def test_the_text(structure: Structure) -> None:
 def test_parameters_groups_norms_and_tables(structure: Structure) -> None:
     assert structure.why("norm").channels[0].what == "8 channels"
     assert [each.what for each in structure.why("second.bias").channels] == ["6 channels"]
-    assert structure.why("add").channels[0].group == "add"
+    assert structure.why("blocks.add").channels[0].group == "blocks.add"
     rows = [each for each in structure.why("embed").channels if each.reason]
     assert not rows  # its rows are not channels
 
