@@ -110,6 +110,9 @@ def _exported_free(
         _FailedError: If that does not work.
         CaptureError: If it does not work without free axes either.
     """
+    leaves = pytree.tree_leaves((example.args, example.kwargs))
+    # a plan for another architecture may name axes that these inputs do not have
+    free = frozenset((leaf, axis) for leaf, axis in free if leaf < len(leaves) and axis < _rank(leaves[leaf]))
     if not free:
         return _export_static(model, example), example, {}
     batch = batch_axes(example)
@@ -136,11 +139,16 @@ def _exported_free(
     fixed = fixed_sizes(program, free)
     if doubled and any(axis in fixed for axis in free & batch):
         # the forward fixes the batch: then to the size that the user has
+        fixed = {axis: why.replace("needs 2 there", "needs 1 there") for axis, why in fixed.items()}
         rest = frozenset(axis for axis in free if axis not in fixed) - batch
         program, run_inputs, more = _exported_free(model, example, rest)
         return program, run_inputs, {**more, **fixed}
     keep_guards_of_code(program)
     return program, run_inputs, fixed
+
+
+def _rank(leaf: object) -> int:
+    return leaf.dim() if isinstance(leaf, Tensor) else 0
 
 
 @contextlib.contextmanager
