@@ -37,6 +37,10 @@ def test_a_target_is_met(
 ) -> None:
     structure = structures[name]
     for fraction in (0.9, 0.5):
+        if (name, allocation, unit, fraction) == ("grouped", "uniform", "channels", 0.9):
+            with pytest.raises(prunus.TargetError, match=r"0\.9 removes nothing: in groups of at most 4"):
+                prunus.plan(structure, target=prunus.Target(channels=0.9), allocation=allocation)
+            continue  # each group would be rounded to all of it
         made = prunus.plan(structure, target=prunus.Target(**{unit: fraction}), allocation=allocation)
         found = share(structure, made, unit)
         rounding = 0.1 if (unit, allocation) == ("channels", "uniform") else 0.0  # each group to its nearest

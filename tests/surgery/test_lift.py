@@ -26,6 +26,11 @@ def image(channels: int = 4, size: int = 8, batch: int = 2) -> Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def behind(norm: nn.Module) -> nn.Module:
+    """A norm without tensors of its own: only a layer before it fixes how many channels it has."""
+    return nn.Sequential(nn.Conv2d(4, 4, 1), norm)
+
+
 def signal(channels: int = 4, length: int = 8) -> Tensor:
     return torch.randn(2, channels, length, generator=torch.Generator().manual_seed(1))
 
@@ -69,15 +74,18 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "batch norm 3d": (lambda: nn.BatchNorm3d(4), volume),
     "batch norm without affine": (lambda: nn.BatchNorm2d(4, affine=False), image),
     "batch norm without statistics": (lambda: nn.BatchNorm2d(4, track_running_stats=False), image),
-    "batch norm with neither": (lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False), image),
+    "batch norm with neither": (
+        lambda: behind(nn.BatchNorm2d(4, affine=False, track_running_stats=False)),
+        image,
+    ),
     "batch norm cumulative": (lambda: nn.BatchNorm2d(4, momentum=None), image),
     "layer norm": (lambda: nn.LayerNorm((8, 8), eps=1e-3), image),
     "layer norm without bias": (lambda: nn.LayerNorm(8, bias=False), image),
     "layer norm without affine": (lambda: nn.LayerNorm(8, elementwise_affine=False), image),
     "group norm": (lambda: nn.GroupNorm(2, 4, eps=1e-3), image),
-    "group norm without affine": (lambda: nn.GroupNorm(2, 4, affine=False), image),
+    "group norm without affine": (lambda: behind(nn.GroupNorm(2, 4, affine=False)), image),
     "instance norm 1d": (lambda: nn.InstanceNorm1d(4, affine=True), signal),
-    "instance norm 2d": (lambda: nn.InstanceNorm2d(4), image),
+    "instance norm 2d": (lambda: behind(nn.InstanceNorm2d(4)), image),
     "instance norm 2d tracked": (lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), image),
     "instance norm 3d": (lambda: nn.InstanceNorm3d(4, track_running_stats=True), volume),
     "rms norm": (lambda: nn.RMSNorm(8, eps=1e-5), image),

@@ -2,6 +2,7 @@
 
 import inspect
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.nn.modules.batchnorm import _NormBase
@@ -53,9 +54,17 @@ def lift(small: Captured) -> LiftedModule | NamedModule:
     _install(root, small, placement)
     graph = _module_graph(root, work, placement, small.graph.owning_module)
     _follow_device(graph, root)
+    _drop_unused_sizes(graph)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(_argument_names(small), small.in_spec, small.out_spec)))
     graph.lint()
     return with_graph(graph, root, _class_name(small)).eval()
+
+
+def _drop_unused_sizes(graph: fx.Graph) -> None:
+    """Sizes that only the calls asked for which modules have taken over."""
+    for node in reversed(list(graph.nodes)):
+        if node.target is torch.ops.aten.sym_size.int and not node.users:
+            graph.erase_node(node)
 
 
 def in_mode_of(original: nn.Module | None, module: nn.Module) -> nn.Module:

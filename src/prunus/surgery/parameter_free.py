@@ -125,6 +125,8 @@ def _pool(cls: type[nn.Module]) -> Builder:
     def build(node: fx.Node, a: dict[str, Any]) -> Recipe:
         # an empty stride means the kernel size; the operators take (k,) for every axis, the modules take the
         # number
+        if "output_size" in a:
+            a = {**a, "output_size": _own_sizes_left(a["output_size"], a["self"])}
         settings = {
             name: value[0] if isinstance(value, tuple) and len(value) == 1 else value
             for name, value in a.items()
@@ -133,6 +135,20 @@ def _pool(cls: type[nn.Module]) -> Builder:
         return Recipe(cls, settings, inputs=(a["self"],))
 
     return build
+
+
+def _own_sizes_left(sizes: tuple[Any, ...], source: fx.Node) -> tuple[Any, ...]:
+    """Sizes of an adaptive pooling; None where it is the free size of the input itself, as in the module."""
+    own = source.meta["val"].shape[-len(sizes) :]
+    return tuple(
+        None if isinstance(size, fx.Node) and _same_size(size.meta.get("val"), free) else size
+        for size, free in zip(sizes, own, strict=True)
+    )
+
+
+def _same_size(one: Any, other: Any) -> bool:
+    symbolic = isinstance(one, torch.SymInt) and isinstance(other, torch.SymInt)
+    return symbolic and one.node.expr == other.node.expr
 
 
 for _operator, _cls in _POOLS:
