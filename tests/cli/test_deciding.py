@@ -100,8 +100,8 @@ def test_data_that_cannot_be_used(tmp_path: Path, images: Path) -> None:
     assert "there is no" in refused("--method", "flap", "--data", tmp_path / "missing.npy")
     np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
     assert "cannot be read as data" in refused("--method", "flap", "--data", tmp_path / "objects.npy")
-    np.save(tmp_path / "wide.npy", np.zeros((4, 3, 12, 13), np.float32))
-    assert "has shape (4, 3, 12, 13); the model takes" in refused(
+    np.save(tmp_path / "wide.npy", np.zeros((4, 4, 12, 12), np.float32))
+    assert "has shape (4, 4, 12, 12); the model takes" in refused(
         "--method", "flap", "--data", tmp_path / "wide.npy"
     )
     np.save(tmp_path / "none.npy", np.zeros((0, 3, 12, 12), np.float32))
