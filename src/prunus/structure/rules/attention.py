@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from prunus.structure.labels import tighten
 from prunus.structure.layout import in_rows
 from prunus.structure.rules.contraction import contract
 from prunus.structure.rules.registry import rule
@@ -45,4 +46,4 @@ def _grouped_query(run: Any, node: fx.Node, a: SimpleNamespace) -> Value:
         scores = Value(scores.shape, tuple(run.meet(node, scores.shape, scores, mask)))
     out = contract(run, node, scores, lead + "hgls", v, lead + "hsv", lead + "hglv")
     flat = run.shape(node)
-    return Value(flat, tuple(t.reshape(flat) for t in out.tracks))
+    return Value(flat, tuple(tighten(t.reshape(flat)) for t in out.tracks))

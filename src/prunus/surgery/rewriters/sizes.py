@@ -74,13 +74,13 @@ def _like(run: Rewriting, node: fx.Node, copy: fx.Node) -> None:
     options = {
         key: value for key, value in copy.kwargs.items() if key in ("dtype", "layout", "device", "pin_memory")
     }
-    sizes = [_size_along(run, copy, given, axis, size) for axis, size in enumerate(out.shape)]
+    free = main_input(node).meta["val"].shape  # of the original: the small graph has the sizes of the example
+    sizes = [_size_along(run, copy, given, axis, size, free[axis]) for axis, size in enumerate(out.shape)]
     copy.target = getattr(aten, f"new_{name}").default
     copy.args, copy.kwargs = (given, sizes, *fill), options
 
 
-def _size_along(run: Rewriting, copy: fx.Node, given: Any, axis: int, size: int) -> Any:
-    own = given.meta["val"].shape[axis]
+def _size_along(run: Rewriting, copy: fx.Node, given: Any, axis: int, size: int, own: Any) -> Any:
     if isinstance(own, int):
         return size
     with run.graph.inserting_before(copy):
