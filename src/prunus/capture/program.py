@@ -11,11 +11,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunus.capture.captured import Captured
+from prunus.capture.conditions import said
 from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
 from prunus.capture.numbers import fold_numbers
-from prunus.capture.shapes import Axis, shapes_of
+from prunus.capture.shapes import Axis, Shapes, shapes_of
 from prunus.capture.sizes import concrete, is_symbolic
 from prunus.capture.twins import merge_twins
 from prunus.errors import CaptureError
@@ -74,6 +75,8 @@ def captured_from(
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
     _require_known_sizes(graph)
     require_finite(placeholders, tensors, names, kinds)
+    shapes = shapes_of(program, inputs, reasons)
+    batch, reason = _dynamic_batch(inputs, placeholders, shapes)
     return Captured(
         graph=graph,
         tensors=tensors,
@@ -85,8 +88,9 @@ def captured_from(
         out_spec=_spec(program.call_spec.out_spec),
         example=example,
         run_inputs=run_inputs,
-        batch=_dynamic_batch(inputs, placeholders),
-        shapes=shapes_of(program, inputs, reasons),
+        batch=batch,
+        static_reason=reason,
+        shapes=shapes,
         model=model,
         twins={name: each for name, each in twins.items() if name in tensors},
     )
@@ -225,10 +229,17 @@ def _require_known(node: fx.Node, value: Any) -> None:
         raise NotExportableError(f"{node.name} ({node.target}): {error}") from None
 
 
-def _dynamic_batch(inputs: list[str], placeholders: dict[str, fx.Node]) -> int | None:
-    """Hint of dim 0 of the first tensor among the inputs, when that dim is symbolic."""
+def _dynamic_batch(
+    inputs: list[str], placeholders: dict[str, fx.Node], shapes: Shapes
+) -> tuple[int | None, str | None]:
+    """Hint of dim 0 of the first tensor among the inputs, when that dim may have any size, else why it may not."""
     for name in inputs:
         value = placeholders[name].meta.get("val")
         if isinstance(value, Tensor) and value.dim():
-            return concrete(value.shape[0]) if is_symbolic(value.shape[0]) else None
-    return None
+            if not is_symbolic(value.shape[0]):
+                return None, None
+            settled = shapes.settled(f"{name}.0")
+            if settled is not None:
+                return None, f"the model takes only inputs for which {said(settled)}"
+            return concrete(value.shape[0]), None
+    return None, None

@@ -54,6 +54,14 @@ class Shapes:
             if size is None
         )
 
+    def settled(self, name: str) -> Expression | None:
+        """The condition that leaves few choices for a free size: a sum or product of it that has to be a certain number."""
+        for condition in self.conditions:
+            match condition:
+                case ("==", int(), other) | ("==", other, int()) if name in sizes_in(other):
+                    return condition
+        return None
+
     def problem(self, leaves: Sequence[Any]) -> str | None:
         """What is wrong with inputs; None if the graph holds for them."""
         return _problem(leaves, *self.as_arguments())

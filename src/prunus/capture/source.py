@@ -93,7 +93,7 @@ def _capture_module(model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> 
             raise CaptureError(f"{error}{several_hint(example_inputs)}") from error.__cause__
         require_running(model, others)
     return captured.with_(
-        static_reason=export.static_reason,
+        static_reason=export.static_reason or captured.static_reason,
         left_out=export.left_out,
         others=alike(others, export.run_inputs),
         batch=None if export.static_reason else captured.batch,
@@ -113,7 +113,7 @@ def _capture_packed(
         return None
     alikes = alike(others, export.run_inputs)
     return captured.with_(
-        static_reason=export.static_reason,
+        static_reason=export.static_reason or captured.static_reason,
         left_out=export.left_out,
         others=alikes,
         packed=True,
@@ -182,7 +182,9 @@ def _capture_program(program: ExportedProgram, example_inputs: Any) -> Captured:
             f"The exported program contradicts itself ({first_line(error)}). If it comes out of a "
             "file, that is damaged; else export it again."
         ) from error
-    reason = None if captured.batch else "the program was exported with a fixed batch size"
+    reason = captured.static_reason
+    if captured.batch is None and reason is None:
+        reason = "the program was exported with a fixed batch size"
     run_inputs = _run_inputs(captured, example, own)
     return captured.with_(
         example=_ordered(captured, example),
