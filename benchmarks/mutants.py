@@ -166,7 +166,8 @@ def measured(mutants: tuple[Mutant, ...]) -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         sound = in_a_fork(lambda: outcomes(known, None), Path(folder))
         if any("error" in one for every in sound.values() for one in every):
-            raise SystemExit(f"the right source raises errors, too: {sound}")
+            errors = {name: [one.get("error") for one in every] for name, every in sound.items()}
+            raise SystemExit(f"the right source raises errors, too: {errors}")
         for mutant in mutants:
             outcome = found[mutant.name] = in_a_fork(lambda m=mutant: outcomes(known, m), Path(folder))
             print(mutant.name, {k: [o.get("error", "-") for o in v] for k, v in outcome.items()}, flush=True)
