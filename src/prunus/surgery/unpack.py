@@ -20,9 +20,11 @@ aten = torch.ops.aten
 
 def is_irregular(pack: Pack, keep: np.ndarray) -> bool:
     """The parts keep different shapes, so that the reshape has no rectangular result."""
-    stays = keep[pack.labels].reshape(len(pack.labels), -1)
-    counts = {int(n) for n in stays.sum(1)}
-    return len(counts) > 1
+    stays = keep[pack.labels]
+    # how many of the units stay, of the rows of units, and so on outwards: as many units may be in fewer rows
+    levels = (stays.reshape(*stays.shape[:depth], -1).any(-1) for depth in range(2, stays.ndim + 1))
+    counts = [level.reshape(len(stays), -1).sum(1) for level in levels]
+    return any((each != each[0]).any() for each in counts)
 
 
 def skipped(packs: list[Pack]) -> set[str]:

@@ -20,7 +20,7 @@ ALIKE = (
     "{a} + {b}", "{a} + {b}", "{a} + {b}", "{a} * {b}", "{a} - {b}", "torch.maximum({a}, {b})", "{a} * torch.sigmoid({b})",
     "torch.lerp({a}, {b}, 0.3)", "torch.where({a} > 0, {a}, {b})", "torch.addcmul({a}, {b}, {b}, value=0.5)",
     "torch.stack(({a}, {b})).mean(0)", "torch.stack(({a}, {b}), 1).sum(1)", "{a} / ({b}.abs() + 1)", "sum(({a}, {b}))",
-    "torch.stack(({a}, {b}), 1).amax(1)", "{a}.clone().add_({b})", "torch.min({a}, {b})", "torch.atan2({a}, {b})",
+    "torch.stack(({a}, {b}), 1).amax(1)", "{a}.clone().add_({b})", "torch.min({a}, {b})", "torch.atan2({a}, {b}.abs() + 1)",
     "{a} + 0.5 * {b}", "torch.add({a}, {b}, alpha=2)",
 )  # fmt: skip
 
