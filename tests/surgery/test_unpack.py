@@ -26,7 +26,9 @@ def test_as_many_units_in_fewer_heads(head: int) -> None:
     model, x = Talking().eval(), torch.randn(2, 5, 6)
     structure = prunus.analyze(model, x)
     matched = next(g for g in structure.groups if g.node == "matmul" and g.rows is not None)
-    heads = next(g for g in structure.groups if g.outer and any(m.parameter == "out.weight" for m in g.members))
+    heads = next(
+        g for g in structure.groups if g.outer and any(m.parameter == "out.weight" for m in g.members)
+    )
     keep = {matched.name: [0, 2], heads.name: [head]}
     # one of two queries in both heads, and both values of one head
     result = prunus.compress(model, x, method=prunus.ByIndex(keep=keep))
