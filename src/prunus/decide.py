@@ -178,7 +178,7 @@ def _nothing(structure: Structure, request: Request, goal: Target | dict[str, in
     widest = max((g.row_size for g in structure.prunable), default=0)
     return (
         f"{asked} removes nothing: in groups of at most {widest} channels (of a row) it rounds to all of them. Ask for less "
-        f"to be kept, or leave out multiples and floors."
+        f"to be kept, or leave out what rounds up: floors, multiple_of and the options' step_size."
     )
 
 

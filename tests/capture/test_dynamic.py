@@ -149,3 +149,28 @@ def test_the_architecture_does_not_depend_on_the_example_s_free_sizes() -> None:
         architecture_hash(capture(model, torch.randn(n, 3, s, s))) for n, s in ((1, 8), (2, 12), (3, 16))
     }
     assert len(hashes) == 1
+
+
+class Filed(nn.Module):
+    """Takes what has twelve entries, under names that Python has for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, input: Tensor, *, filter: Tensor) -> Tensor:  # noqa: A002
+        return self.layer(input.view(2, 6)) * filter
+
+
+def test_a_batch_that_a_condition_settles_is_fixed_and_says_why() -> None:
+    captured = capture(Filed().eval(), Inputs((torch.randn(2, 6),), {"filter": torch.ones(3)}))
+    assert captured.batch is None
+    assert captured.static_reason is not None and "input.size(0) * input.size(1)" in captured.static_reason
+    assert captured.shapes.problem([torch.randn(3, 4), torch.ones(3)]) is None
+
+
+def test_inputs_are_called_as_the_forward_calls_them() -> None:
+    shapes = capture(Filed().eval(), Inputs((torch.randn(2, 6),), {"filter": torch.ones(3)})).shapes
+    assert shapes.names == ("input", "filter")
+    said = shapes.problem([torch.randn(3, 6), torch.ones(3)])
+    assert said is not None and "the input input is 3" in said

@@ -19,7 +19,7 @@ from prunus.capture.guards import fixed_sizes, keep_guards_of_code, short_sizes
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept
 from prunus.capture.quiet import quiet
-from prunus.capture.shapes import Axis
+from prunus.capture.shapes import Axis, shapes_of
 from prunus.errors import CaptureError
 from prunus.inputs import Inputs
 
@@ -89,6 +89,9 @@ def export_module(model: nn.Module, example: Inputs, dynamic: Dynamic = "auto") 
         static = ["no input tensor has a dimension that could be a batch"]
     elif not wanted & batch:
         static = ["a dynamic batch was not asked for"]
+    elif not static:
+        shapes = shapes_of(program, [str(name) for name in program.graph_signature.user_inputs], fixed)
+        static = [why for leaf, axis in sorted(batch & free) if (why := shapes.settled(leaf, axis))]
     return Export(program, run_inputs, next(iter(static), None), tuple(left_out), fixed, free)
 
 

@@ -11,7 +11,6 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunus.capture.captured import Captured
-from prunus.capture.conditions import said
 from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
 from prunus.capture.inline import clean_graph
@@ -55,10 +54,12 @@ def captured_from(
     names: dict[str, str] = {}
     kinds: dict[str, str] = {}
     inputs: list[str] = []
+    given: list[str] = []  # what the forward calls them
     for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
         name = renamed[spec.arg.name] = node.name
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
+            given.append(spec.arg.name)
         elif spec.kind in _KINDS and spec.target is not None:
             tensors[name] = _tensor_of(spec.target, own, program)
             names[name] = spec.target
@@ -75,7 +76,7 @@ def captured_from(
     _merge_ties(graph, placeholders, tensors, names, kinds, own)
     _require_known_sizes(graph)
     require_finite(placeholders, tensors, names, kinds)
-    shapes = shapes_of(program, inputs, reasons)
+    shapes = shapes_of(program, given, reasons)
     batch, reason = _dynamic_batch(inputs, placeholders, shapes)
     return Captured(
         graph=graph,
@@ -233,13 +234,11 @@ def _dynamic_batch(
     inputs: list[str], placeholders: dict[str, fx.Node], shapes: Shapes
 ) -> tuple[int | None, str | None]:
     """Hint of dim 0 of the first tensor among the inputs, when that dim may have any size, else why it may not."""
-    for name in inputs:
+    for leaf, name in enumerate(inputs):
         value = placeholders[name].meta.get("val")
         if isinstance(value, Tensor) and value.dim():
             if not is_symbolic(value.shape[0]):
                 return None, None
-            settled = shapes.settled(f"{name}.0")
-            if settled is not None:
-                return None, f"the model takes only inputs for which {said(settled)}"
-            return concrete(value.shape[0]), None
+            settled = shapes.settled(leaf, 0)
+            return None if settled else concrete(value.shape[0]), settled
     return None, None

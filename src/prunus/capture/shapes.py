@@ -54,12 +54,13 @@ class Shapes:
             if size is None
         )
 
-    def settled(self, name: str) -> Expression | None:
-        """The condition that leaves few choices for a free size: a sum or product of it that has to be a certain number."""
+    def settled(self, leaf: int, axis: int) -> str | None:
+        """Why a free size has few choices all the same: what it is a factor or a part of has to be a certain number."""
+        name = f"{self.names[leaf]}.{axis}"
         for condition in self.conditions:
             match condition:
                 case ("==", int(), other) | ("==", other, int()) if name in sizes_in(other):
-                    return condition
+                    return f"the model takes only inputs for which {said(condition)}"
         return None
 
     def problem(self, leaves: Sequence[Any]) -> str | None:
@@ -85,7 +86,7 @@ def shapes_of(program: ExportedProgram, names: Sequence[str], reasons: Mapping[A
 
     Args:
         program: With the guards that are to hold.
-        names: What its inputs are called in the graph.
+        names: What its inputs are called.
         reasons: Why axes that were to be free are fixed.
     """
     nodes = program.graph.find_nodes(op="placeholder")

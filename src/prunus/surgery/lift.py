@@ -223,7 +223,7 @@ def _module_graph(root: nn.Module, work: Captured, placement: Placement, owner: 
         values[by_name[name]] = graph.node_copy(by_name[name])
     for name in work.inputs:
         _check_constant(graph, values[by_name[name]])
-    if work.shapes.names == work.inputs:
+    if len(work.shapes.names) == len(work.inputs):
         _check_shapes(graph, [values[by_name[name]] for name in work.inputs], work.shapes)
 
     def value_of(node: fx.Node) -> fx.Node:
