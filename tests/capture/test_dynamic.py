@@ -158,7 +158,7 @@ class Filed(nn.Module):
         super().__init__()
         self.layer = nn.Linear(6, 3)
 
-    def forward(self, input: Tensor, *, filter: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, *, filter: Tensor) -> Tensor:
         return self.layer(input.view(2, 6)) * filter
 
 
