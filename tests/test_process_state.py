@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 import prunus
 
@@ -277,7 +276,7 @@ def test_a_forked_process_does_not_wait_for_ours() -> None:
 
 @pytest.mark.slow
 def test_nothing_of_a_model_stays_in_memory(tmp_path: Path) -> None:
-    """After 50 calls there are as many tensors, modules, graphs and results as before; torch keeps the sizes of each export."""
+    """After 50 calls there are as many tensors, modules, graphs and results as before, and hardly more of anything else."""
 
     def alive() -> dict[str, int]:
         gc.collect()
@@ -290,7 +289,7 @@ def test_nothing_of_a_model_stays_in_memory(tmp_path: Path) -> None:
             prunus.Plan,
             prunus.Structure,
         )
-        found = [each for each in gc.get_objects() if type(each) is not FakeTensor]
+        found = gc.get_objects()
         return {kind.__name__: sum(issubclass(type(each), kind) for each in found) for kind in kinds} | {
             "all": len(found)
         }
@@ -299,7 +298,7 @@ def test_nothing_of_a_model_stays_in_memory(tmp_path: Path) -> None:
         result = prunus.compress(Net(), X, target=TARGET)
         prunus.load(result.save(tmp_path / "out", overwrite=True))
 
-    for _ in range(3):
+    for _ in range(10):
         once()
     before = alive()
     for _ in range(50):
@@ -307,4 +306,4 @@ def test_nothing_of_a_model_stays_in_memory(tmp_path: Path) -> None:
     after = alive()
     grown = after.pop("all") - before.pop("all")
     assert after == before
-    assert grown < 50 * 2000, f"{grown / 50:.0f} objects a call"
+    assert grown < 50 * 20, f"{grown / 50:.0f} objects a call"

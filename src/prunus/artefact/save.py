@@ -20,7 +20,7 @@ from prunus.capture import Captured, architecture_hash
 from prunus.capture.batch import batch_size, with_batch
 from prunus.capture.export import Export
 from prunus.capture.outputs import only_plain_outputs
-from prunus.capture.preserve import buffers_kept, left_as_found
+from prunus.capture.preserve import buffers_kept, left_as_found, seed_generators
 from prunus.errors import ArtefactError
 from prunus.files import as_path
 from prunus.inputs import Inputs
@@ -267,5 +267,5 @@ def _require_same_outputs(model: nn.Module, loaded: nn.Module, inputs: Inputs) -
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs.args, inputs.kwargs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), only_plain_outputs(model):
-        torch.manual_seed(0)
+        seed_generators(0)
         return pytree.tree_leaves(plain(model(*args, **kwargs)))

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture.batch import batch_size, batched_tensors, describe_inputs, with_batch
 from prunus.capture.diagnose import first_line, place_in_model
 from prunus.capture.dynamic import Dynamic, batch_axes, wanted_axes
+from prunus.capture.forgetting import forget_sizes
 from prunus.capture.guards import fixed_sizes, keep_guards_of_code, short_sizes
 from prunus.capture.outputs import only_plain_outputs
 from prunus.capture.preserve import buffers_kept
@@ -147,6 +148,7 @@ def _exported_free(
         program, run_inputs, more = _exported_free(model, example, rest)
         return program, run_inputs, {**more, **fixed}
     keep_guards_of_code(program)
+    forget_sizes(program, own=True)
     return program, run_inputs, fixed
 
 

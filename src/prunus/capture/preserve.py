@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["buffers_kept", "forget_caches", "left_as_found", "random_state_kept"]
+__all__ = ["buffers_kept", "forget_caches", "left_as_found", "random_state_kept", "seed_generators"]
 
 
 @contextmanager
@@ -98,6 +98,18 @@ def _identities(container: Any) -> list[tuple[int, ...]]:
     if isinstance(container, dict):
         return [(id(key), id(value)) for key, value in container.items()]
     return [(id(value),) for value in container]
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators that are in use.
+
+    `torch.manual_seed` would also note the seed for every kind of device that may come into use one day, once for each call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager

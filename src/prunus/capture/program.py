@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture.captured import Captured
 from prunus.capture.export import NotExportableError
 from prunus.capture.finite import require_finite
+from prunus.capture.forgetting import forget_sizes
 from prunus.capture.inline import clean_graph
 from prunus.capture.numbers import fold_numbers
 from prunus.capture.shapes import Axis, Shapes, shapes_of
@@ -43,7 +44,7 @@ def captured_from(
         CaptureError: If the program holds something that is neither a tensor nor a plain constant, or if the
             size of some value depends on the data (`NotExportableError`).
     """
-    _forget_results(program)
+    forget_sizes(program, own=model is not None)
     graph = _copied(program)
     nodes = graph.find_nodes(op="placeholder")
     # copying renames a placeholder that is called like a Python builtin, so they are matched by position
@@ -95,15 +96,6 @@ def captured_from(
         model=model,
         twins={name: each for name, each in twins.items() if name in tensors},
     )
-
-
-def _forget_results(program: ExportedProgram) -> None:
-    """Let go of what torch remembers about the free sizes of a graph: they hold each other in memory for good."""
-    for node in program.graph.find_nodes(op="placeholder"):
-        sizes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
-        if sizes is not None and hasattr(sizes, "fake_tensor_cache"):
-            sizes.fake_tensor_cache.clear()
-            return
 
 
 def _copied(program: ExportedProgram) -> fx.Graph:

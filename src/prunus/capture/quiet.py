@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
+from prunus.capture.forgetting import sources_forgotten
+
 __all__ = ["quiet"]
 
 
@@ -23,7 +25,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     held = sys.stderr = _Held(sys.stderr)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sources_forgotten():
             # such attributes are put back afterwards
             warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
             yield

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from prunus.capture import Captured
 from prunus.capture.copying import copy_of
 from prunus.capture.outputs import only_plain_outputs
-from prunus.capture.preserve import buffers_kept, left_as_found
+from prunus.capture.preserve import buffers_kept, left_as_found, seed_generators
 from prunus.decomposition.base import Method
 from prunus.decomposition.metric import Metric
 from prunus.decomposition.sites import Site
@@ -145,7 +145,7 @@ def _outputs(captured: Captured, model: nn.Module, chains: Mapping[str, nn.Modul
     with left_as_found(model), buffers_kept(model), torch.no_grad(), only_plain_outputs(model):
         for path, chain in chains.items():
             model.get_submodule(path).register_forward_hook(_result_of(chain), with_kwargs=True)
-        torch.manual_seed(0)
+        seed_generators(0)
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if leaf is not None]
 
 

@@ -1,12 +1,14 @@
 """The module that a lifted graph becomes."""
 
 import copy
+import weakref
 from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
 
+from prunus.capture.forgetting import forget_source
 from prunus.errors import CaptureError
 
 __all__ = ["LiftedModule", "NamedModule", "expect_constant", "with_graph"]
@@ -19,6 +21,12 @@ class LiftedModule(fx.GraphModule):
     to unpickle it runs its code once more, so that whatever does not depend on the inputs freezes into new
     buffers.
     """
+
+    def recompile(self) -> Any:
+        """Write the code, whose text torch is to keep for as long as there is this module."""
+        code = super().recompile()
+        weakref.finalize(self, forget_source, type(self).forward.__code__.co_filename).atexit = False
+        return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LiftedModule":
         copied = _blank(type(self).__name__)

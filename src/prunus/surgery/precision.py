@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.capture.copying import copy_of
+from prunus.capture.preserve import seed_generators
 from prunus.surgery.depthwise import is_slow_depthwise, shifted_sum
 
 __all__ = ["OnePrecision", "at_precision", "copy_at_precision", "exact_arithmetic", "is_bitcast"]
@@ -56,7 +57,7 @@ def exact_arithmetic(devices: list[torch.device], seed: int) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_float32_matmul_precision("highest")
-        torch.manual_seed(seed)
+        seed_generators(seed)
         yield
 
 
