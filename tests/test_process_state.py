@@ -194,14 +194,19 @@ def in_threads(*work: Callable[[], Any]) -> list[Any]:
 
 
 def test_calls_in_threads_are_right(made: prunus.Result, folder: Path, tmp_path: Path) -> None:
-    shared, before = Net(7), process()
+    shared, first, third, before = (
+        Net(7),
+        Net(0),
+        Net(3),
+        process(),
+    )  # made here, as seeds are of the whole process
     expected = prunus.compress(shared, X, target=TARGET)
     found = in_threads(
         lambda: prunus.compress(shared, X, target=TARGET).model,
-        lambda: prunus.apply(Net(0), made.plan, example_inputs=X).model,
+        lambda: prunus.apply(first, made.plan, example_inputs=X).model,
         lambda: prunus.load(folder),
         lambda: prunus.compress(shared, X, target=TARGET).model,
-        lambda: prunus.decompose(Net(3), X, target=prunus.Target(params=0.9)).model,
+        lambda: prunus.decompose(third, X, target=prunus.Target(params=0.9)).model,
         lambda: prunus.load(made.save(tmp_path / "out")),
         lambda: prunus.analyze(shared, X),
     )

@@ -44,7 +44,10 @@ def pattern(shown: str) -> re.Pattern[str]:
     return re.compile(".*?".join(re.escape(part) for part in shown.strip().split("...")), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page == "README.md" else ()) for page in PAGES],
+)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page share their names, as a reader would expect."""
     pytest.importorskip("torchvision")

@@ -33,7 +33,7 @@ def prune(network: Network, pick: Pick) -> Pruned:
     Raises:
         PrunusError: whatever the stages raise: for a network and a plan that are legal, every such error is a defect.
     """
-    structure = analyze(network.model, network.inputs)
+    structure = analyze(network.model, network.inputs, dynamic="none")  # other sizes: see test_graphs
     captured = structure.captured
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)

@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=100, **OPTIONS)
+@settings(max_examples=30, **OPTIONS)
 @given(st.data())
 def test_pruned_equals_masked(data: st.DataObject) -> None:
     pick = Drawn(data.draw)
@@ -36,9 +36,12 @@ def test_pruned_equals_masked_in_more_cases(hundred: int) -> None:
         assert prune(build(pick), pick).verification.max_relative_error <= 1e-9, f"seed {seed}"
 
 
-def test_pruned_equals_original_with_zeros_where_only_weights_mix_channels() -> None:
+@pytest.mark.parametrize(
+    "seeds", [range(1000, 1040), pytest.param(range(1040, 1160), marks=pytest.mark.slow)]
+)
+def test_pruned_equals_original_with_zeros_where_only_weights_mix_channels(seeds: range) -> None:
     compared = 0
-    for seed in range(1000, 1120):
+    for seed in seeds:
         pick = Seeded(seed)
         network = build(pick)
         pruned = prune(network, pick)
@@ -51,4 +54,4 @@ def test_pruned_equals_original_with_zeros_where_only_weights_mix_channels() -> 
             error = (pruned.module.double()(*inputs) - expected).abs().max() / expected.abs().max()
         assert error <= 1e-9, f"seed {seed}"
         compared += 1
-    assert compared >= 30
+    assert compared >= len(seeds) / 6

@@ -109,14 +109,14 @@ def test_macs_agree_with_the_flop_counter(name: str) -> None:
 def test_macs_of_networks(name: str, size: int) -> None:
     models = pytest.importorskip("torchvision.models")
     model, x = getattr(models, name)(weights=None), torch.randn(1, 3, size, size)
-    assert count_macs(capture(model, x)) == counted_by_torch(model, x)
+    assert count_macs(capture(model, x, "batch")) == counted_by_torch(model, x)
 
 
 def test_resnet18_has_the_published_numbers() -> None:
     models = pytest.importorskip("torchvision.models")
     model = models.resnet18(weights=None)
     assert count_params(model) == 11_689_512
-    assert count_macs(capture(model, torch.randn(1, 3, 224, 224))) == 1_814_073_344
+    assert count_macs(capture(model, torch.randn(1, 3, 224, 224), "batch")) == 1_814_073_344
 
 
 def test_grouped_heads_count_as_many_products_as_queries_have_heads() -> None:
