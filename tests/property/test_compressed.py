@@ -71,7 +71,9 @@ def wanted(pick: Pick, structure: Structure) -> prunus.Plan:
 def check(pick: Pick) -> bool:
     """One network; returns whether the second reference applied."""
     network = build(pick)
-    structure = prunus.analyze(network.model, network.inputs, keep_class=pick.one_of((False, False, True)))
+    keep_class = pick.one_of((False, False, True))
+    # other sizes: see test_graphs
+    structure = prunus.analyze(network.model, network.inputs, keep_class=keep_class, dynamic="none")
     if not structure.prunable:
         return False
     made = wanted(pick, structure)
