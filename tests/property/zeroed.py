@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from prunus import Result
 from prunus.capture import Captured
 from prunus.structure import Structure
 
@@ -44,6 +45,11 @@ def _over_space(structure: Structure, node: fx.Node) -> bool:
     if not all(isinstance(axis, int) for axis in axes):
         return False
     return not {axis % len(value.shape) for axis in axes} & value.varying()  # type: ignore[operator]
+
+
+def counts_on(result: Result) -> bool:
+    """Whether something that left was constant, and counts on in the biases of what reads it, where zeros would not."""
+    return any(note.startswith("constants of removed channels") for note in result.report.notes)
 
 
 @torch.no_grad()
