@@ -27,13 +27,18 @@ class Pruned:
     verification: Verification
 
 
-def prune(network: Network, pick: Pick) -> Pruned:
+def prune(network: Network, pick: Pick, structure: Structure | None = None) -> Pruned:
     """Capture, analyze, choose, slice, lift, verify (in float64, to 1e-9).
+
+    Args:
+        network: What to prune.
+        pick: Chooses.
+        structure: Of the network, if it is known; else sizes are as in the example.
 
     Raises:
         PrunusError: whatever the stages raise: for a network and a plan that are legal, every such error is a defect.
     """
-    structure = analyze(network.model, network.inputs, dynamic="none")  # other sizes: see test_graphs
+    structure = structure or analyze(network.model, network.inputs, dynamic="none")
     captured = structure.captured
     kept = plan(pick, structure)
     keep = structure.keep_labels(kept)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.api import analyze
 from prunus.capture import capture
 from prunus.structure import Structure, find_structure
 from tests.property.chain import prune
@@ -27,10 +28,10 @@ def structure_of(made: Network) -> Structure:
 def pruned(made: Network, seeds: range = SEEDS) -> Structure:
     """What prunus says of the network, after random plans were carried out and verified in float64."""
     removed = False
-    structure = structure_of(made)
+    structure = analyze(made.model, made.inputs)
     before = sum(p.numel() for p in made.model.parameters())
     for seed in seeds:
-        result = prune(made, Seeded(seed))
+        result = prune(made, Seeded(seed), structure)
         assert result.verification.max_relative_error <= 1e-9, f"seed {seed}"
         removed |= sum(p.numel() for p in result.module.parameters()) < before
     assert removed or not structure.prunable, "no plan removed anything"
