@@ -1,5 +1,6 @@
 """How many channels stay, and which: uniformly, or ranked across the whole model until a target is met."""
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any
@@ -16,12 +17,16 @@ from tests.allocation.nets import layers, network
 UNITS = ["params", "macs", "size_bytes"]
 
 
+@functools.cache
 def structure_of(name: str) -> prunus.Structure:
-    return prunus.analyze(*network(name))
+    torch.manual_seed(0)
+    return prunus.analyze(*network(name), dynamic="batch")
 
 
+@functools.cache
 def dense(*widths: int) -> prunus.Structure:
-    return prunus.analyze(layers(*widths).eval(), torch.randn(3, widths[0]))
+    torch.manual_seed(0)
+    return prunus.analyze(layers(*widths).eval(), torch.randn(3, widths[0]), dynamic="batch")
 
 
 def counts(made: prunus.Plan) -> dict[str, int]:

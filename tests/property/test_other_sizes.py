@@ -16,7 +16,7 @@ def compared_elsewhere(seed: int) -> int:
     """Number of inputs of other sizes on which a random network was compared with its original with zeros."""
     pick = Seeded(seed)
     network = build(pick)
-    pruned = prune(network, pick)
+    pruned = prune(network, pick, prunus.analyze(network.model, network.inputs))
     if zeroed.mixes(pruned.captured):
         return 0
     compared = 0
