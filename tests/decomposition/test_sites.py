@@ -65,7 +65,7 @@ def test_work_is_counted_as_in_the_graph() -> None:
     cases = [case for case in grid() if case["axes"] == 2]
     for case in cases:
         layer = layer_of(case)
-        captured = capture(nn.Sequential(layer).eval(), input_for(layer))
+        captured = capture(nn.Sequential(layer).eval(), input_for(layer), "none")
         sites, reasons = find_sites(captured)
         assert not reasons, (case, reasons)
         site = sites["0"]
