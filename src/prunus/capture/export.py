@@ -92,7 +92,9 @@ def export_module(model: nn.Module, example: Inputs, dynamic: Dynamic = "auto") 
         static = ["a dynamic batch was not asked for"]
     elif not static:
         shapes = shapes_of(program, [str(name) for name in program.graph_signature.user_inputs], fixed)
-        static = [why for leaf, axis in sorted(batch & free) if (why := shapes.settled(leaf, axis))]
+        leaves = pytree.tree_leaves((run_inputs.args, run_inputs.kwargs))
+        sizes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves]
+        static = [why for why in (shapes.settled_batch(sizes),) if why]
     return Export(program, run_inputs, next(iter(static), None), tuple(left_out), fixed, free)
 
 

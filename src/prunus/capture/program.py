@@ -226,11 +226,10 @@ def _dynamic_batch(
     inputs: list[str], placeholders: dict[str, fx.Node], shapes: Shapes
 ) -> tuple[int | None, str | None]:
     """Hint of dim 0 of the first tensor among the inputs, when that dim may have any size, else why it may not."""
-    for leaf, name in enumerate(inputs):
-        value = placeholders[name].meta.get("val")
-        if isinstance(value, Tensor) and value.dim():
-            if not is_symbolic(value.shape[0]):
-                return None, None
-            settled = shapes.settled(leaf, 0)
-            return None if settled else concrete(value.shape[0]), settled
-    return None, None
+    values = [placeholders[name].meta.get("val") for name in inputs]
+    first = next((value for value in values if isinstance(value, Tensor) and value.dim()), None)
+    if first is None or not is_symbolic(first.shape[0]):
+        return None, None
+    given = [tuple(map(concrete, value.shape)) if isinstance(value, Tensor) else () for value in values]
+    settled = shapes.settled_batch(given)
+    return None if settled else concrete(first.shape[0]), settled

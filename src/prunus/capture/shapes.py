@@ -54,14 +54,30 @@ class Shapes:
             if size is None
         )
 
-    def settled(self, leaf: int, axis: int) -> str | None:
-        """Why a free size has few choices all the same: what it is a factor or a part of has to be a certain number."""
-        name = f"{self.names[leaf]}.{axis}"
-        for condition in self.conditions:
-            match condition:
-                case ("==", int(), other) | ("==", other, int()) if name in sizes_in(other):
-                    return f"the model takes only inputs for which {said(condition)}"
-        return None
+    def settled_batch(self, given: Sequence[tuple[int, ...]]) -> str | None:
+        """Why the batch has no other size although it is free: a product of it has to be a certain number, say.
+
+        Args:
+            given: the sizes of the axes of each leaf, for which the graph holds.
+        """
+        batch = next((sizes[0] for sizes in given if sizes), 0)
+        axes = {
+            f"{name}.0"
+            for name, mine, sizes in zip(self.names, self.sizes, given, strict=True)
+            if mine and mine[0] is None and sizes[0] == batch
+        }
+        about = [condition for condition in self.conditions if sizes_in(condition) & axes]
+        others = [batch + 1, 2 * batch, 3 * batch, batch - 1]
+        rows = zip(self.names, given, strict=True)
+        known = {f"{name}.{axis}": size for name, sizes in rows for axis, size in enumerate(sizes)}
+        unmet = [
+            next((c for c in about if not holds(c, {**known, **dict.fromkeys(axes, other)})), None)
+            for other in others
+            if other > 0
+        ]
+        if None in unmet or not unmet:
+            return None
+        return f"the model takes only inputs for which {said(unmet[0])}"  # type: ignore[arg-type]
 
     def problem(self, leaves: Sequence[Any]) -> str | None:
         """What is wrong with inputs; None if the graph holds for them."""
