@@ -169,7 +169,7 @@ class Case:
             try:
                 for _ in interpreter.steps():
                     pass
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, IndexError, ValueError) as error:
                 if self.dtype == torch.float64:
                     raise Float64Error(f"the original does not run in float64: {_brief(error)}") from error
                 raise VerificationError(f"The original does not run node by node: {_brief(error)}") from error

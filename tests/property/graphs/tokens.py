@@ -141,7 +141,7 @@ def mixed(g: Sketch, x: Value) -> Value:
     if kind == "table":
         if g.maybe():
             return g.make(x, f"{x.name} + {g.param(1, t, x.channels)}")
-        table = g.part(f"nn.Embedding(16, {x.channels})")
+        table = g.part(f"nn.Embedding(64, {x.channels})")
         return g.make(x, f"{x.name} + {table}(torch.arange({x.name}.shape[1]))")
     if kind == "softmax":
         return g.make(x, f"{x.name} * {x.name}.softmax(1)")
